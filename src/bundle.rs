@@ -1,0 +1,278 @@
+//! The bundle: the directory that containerd makes for a container, and the files that we read and write there.
+//!
+//! They are small and lie on a tmpfs, so they are read and written synchronously.
+
+use crate::protocol::{Timestamp, options::Options};
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    fs::OpenOptions,
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+/// Largest config.json that is read, bytes. containerd's own messages end at 4 MiB; beyond this it is refused.
+const MAX_CONFIG: u64 = 16 << 20;
+/// Largest of the other files, bytes; more is cut off.
+const MAX_FILE: u64 = 1 << 20;
+
+/// A bundle directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle(PathBuf);
+
+/// A file of the bundle could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{verb} {}", path.display())]
+pub struct BundleError {
+    verb: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// The part of config.json that `start` reads.
+#[derive(Debug, Default, Deserialize)]
+pub struct Annotations {
+    /// Key to value.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The part of config.json that the daemon reads.
+#[derive(Debug, Default, Deserialize)]
+struct LinuxSpec {
+    #[serde(default)]
+    linux: Option<Linux>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Linux {
+    #[serde(default)]
+    namespaces: Vec<Namespace>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Namespace {
+    r#type: String,
+    #[serde(default)]
+    path: String,
+}
+
+/// How an init ended, written down for a later `delete` (see [`Bundle::write_exit`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordedExit {
+    /// Exit status.
+    pub status: u32,
+    /// When it was reaped.
+    pub at: Timestamp,
+}
+
+impl Bundle {
+    /// Names a bundle; nothing is touched.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A file or directory of the bundle.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The container's root file system.
+    pub fn rootfs(&self) -> PathBuf {
+        self.join("rootfs")
+    }
+
+    /// The OCI runtime's log.
+    pub fn runtime_log(&self) -> PathBuf {
+        self.join("log.json")
+    }
+
+    /// config.json's annotations, and nothing else of it.
+    pub fn annotations(&self) -> Result<BTreeMap<String, String>, BundleError> {
+        let spec: Annotations = self.config()?;
+        Ok(spec.annotations)
+    }
+
+    /// Whether config.json asks for a pid namespace of the container's own: one without a path.
+    pub fn has_private_pid_namespace(&self) -> Result<bool, BundleError> {
+        let spec: LinuxSpec = self.config()?;
+        let namespaces = spec.linux.unwrap_or_default().namespaces;
+        Ok(namespaces.iter().any(|n| n.r#type == "pid" && n.path.is_empty()))
+    }
+
+    fn config<T: serde::de::DeserializeOwned>(&self) -> Result<T, BundleError> {
+        let path = self.join("config.json");
+        let fail = |source| BundleError { verb: "read", path: path.clone(), source };
+        let bytes = read_bounded(&path, MAX_CONFIG + 1).map_err(fail)?;
+        if bytes.len() as u64 > MAX_CONFIG {
+            return Err(fail(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 16 MiB")));
+        }
+        serde_json::from_slice(&bytes).map_err(|e| fail(e.into()))
+    }
+
+    /// Reads `options.json` as either shim writes it; defaults where there is none.
+    pub fn options(&self) -> Result<Options, BundleError> {
+        let path = self.join("options.json");
+        match read_bounded(&path, MAX_FILE) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| BundleError {
+                verb: "read",
+                path,
+                source: e.into(),
+            }),
+            Err(e) if is_absent(&e) => Ok(Options::default()),
+            Err(source) => Err(BundleError { verb: "read", path, source }),
+        }
+    }
+
+    /// Writes `options.json` and `runtime`, for a `delete` that comes after us.
+    pub fn write_options(&self, options: &Options) -> Result<(), BundleError> {
+        let json = serde_json::to_vec(options).map_err(|e| BundleError {
+            verb: "encode",
+            path: self.join("options.json"),
+            source: e.into(),
+        })?;
+        self.write("options.json", &json, 0o600)?;
+        self.write("runtime", options.binary_name.as_bytes(), 0o600)
+    }
+
+    /// Writes the `address` file, which containerd 1.6 reads when it is restarted.
+    pub fn write_address(&self, address: &str) -> Result<(), BundleError> {
+        self.write("address", address.as_bytes(), 0o600)
+    }
+
+    /// The address in the `address` file.
+    pub fn address(&self) -> Option<String> {
+        let text = String::from_utf8(read_bounded(&self.join("address"), MAX_FILE).ok()?).ok()?;
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// Writes down how the init ended, so that a `delete` after our own end still reports it.
+    pub fn write_exit(&self, exit: RecordedExit) -> Result<(), BundleError> {
+        let text = format!("{} {} {}\n", exit.status, exit.at.seconds, exit.at.nanos);
+        self.write("exit", text.as_bytes(), 0o600)
+    }
+
+    /// What [`Bundle::write_exit`] wrote; `None` if nothing usable is there.
+    pub fn exit(&self) -> Option<RecordedExit> {
+        let text = String::from_utf8(read_bounded(&self.join("exit"), 64).ok()?).ok()?;
+        let mut words = text.split_whitespace();
+        let status = words.next()?.parse().ok()?;
+        let seconds = words.next()?.parse().ok()?;
+        let nanos = words.next()?.parse().ok()?;
+        Some(RecordedExit { status, at: Timestamp { seconds, nanos } })
+    }
+
+    /// Reads a pid file of the bundle, as the OCI runtime writes it: decimal, host's pid namespace.
+    pub fn pid(&self, name: &str) -> Result<u32, BundleError> {
+        let path = self.join(name);
+        let fail = |source| BundleError { verb: "read pid from", path: path.clone(), source };
+        let bytes = read_bounded(&path, 64).map_err(fail)?;
+        let text = String::from_utf8_lossy(&bytes);
+        match text.trim().parse::<i32>() {
+            Ok(pid) if pid > 0 => Ok(pid.unsigned_abs()),
+            _ => {
+                Err(fail(io::Error::new(io::ErrorKind::InvalidData, format!("{:?} is no pid", text.trim()))))
+            }
+        }
+    }
+
+    /// Removes a file; a missing one is fine.
+    pub fn remove(&self, name: &str) {
+        if let Err(e) = std::fs::remove_file(self.join(name))
+            && !is_absent(&e)
+        {
+            log::warn!("remove {}: {e}", self.join(name).display());
+        }
+    }
+
+    /// Writes a file of the bundle whole.
+    pub fn write(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), BundleError> {
+        let path = self.join(name);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&path)
+            .map_err(|source| BundleError { verb: "write", path: path.clone(), source })?;
+        file.write_all(bytes).map_err(|source| BundleError { verb: "write", path, source })
+    }
+}
+
+/// Whether an error says that there is no such file (a parent that is no directory counts).
+pub fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Reads at most `limit` bytes of a file; never waits on a fifo.
+pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(config: &str) -> (tempfile::TempDir, Bundle) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        let bundle = Bundle::new(dir.path());
+        (dir, bundle)
+    }
+
+    #[test]
+    fn private_pid_namespace_is_one_without_a_path() {
+        let cases = [
+            (r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#, true),
+            (r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#, false),
+            (r#"{"linux":{"namespaces":[{"type":"mount"}]}}"#, false),
+            (r#"{"ociVersion":"1.0.2"}"#, false),
+        ];
+        for (config, expected) in cases {
+            assert_eq!(bundle(config).1.has_private_pid_namespace().unwrap(), expected, "{config}");
+        }
+    }
+
+    #[test]
+    fn options_survive_the_bundle() {
+        let (_dir, bundle) = bundle("{}");
+        assert_eq!(bundle.options().unwrap(), Options::default());
+        let options = Options { root: "/r".into(), systemd_cgroup: true, io_uid: 7, ..Options::default() };
+        bundle.write_options(&options).unwrap();
+        assert_eq!(bundle.options().unwrap(), options);
+        let json = std::fs::read_to_string(bundle.join("options.json")).unwrap();
+        assert_eq!(json, r#"{"io_uid":7,"root":"/r","systemd_cgroup":true}"#);
+    }
+
+    #[test]
+    fn exit_survives_the_bundle() {
+        let (_dir, bundle) = bundle("{}");
+        assert_eq!(bundle.exit(), None);
+        let exit = RecordedExit { status: 137, at: Timestamp { seconds: 5, nanos: 6 } };
+        bundle.write_exit(exit).unwrap();
+        assert_eq!(bundle.exit(), Some(exit));
+    }
+
+    #[test]
+    fn pid_files_are_checked() {
+        let (_dir, bundle) = bundle("{}");
+        for (text, pid) in
+            [("42", Some(42)), ("42\n", Some(42)), ("", None), ("-1", None), ("0", None), ("x", None)]
+        {
+            std::fs::write(bundle.join("init.pid"), text).unwrap();
+            assert_eq!(bundle.pid("init.pid").ok(), pid, "{text:?}");
+        }
+        assert!(bundle.pid("none.pid").is_err());
+    }
+}

@@ -1,0 +1,148 @@
+//! Which cgroup a process is in, on v1 and v2.
+
+use crate::bundle::read_bounded;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// `f_type` of a cgroup2 mount (linux/magic.h).
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+/// Depth of nested cgroups below a container that is looked at.
+const MAX_DEPTH: usize = 16;
+
+/// The cgroups of one container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cgroup {
+    /// A path a controller, absolute in the file system.
+    V1(Vec<(Box<str>, PathBuf)>),
+    /// One path, absolute in the file system.
+    V2(PathBuf),
+}
+
+/// Whether the node has cgroup v2 only.
+fn is_unified() -> bool {
+    rustix::fs::statfs(ROOT).is_ok_and(|fs| fs.f_type == CGROUP2_SUPER_MAGIC)
+}
+
+impl Cgroup {
+    /// The cgroups that a process is in.
+    pub fn of_process(pid: u32) -> io::Result<Self> {
+        let text = read_bounded(Path::new(&format!("/proc/{pid}/cgroup")), 64 << 10)?;
+        let text = String::from_utf8_lossy(&text);
+        if is_unified() {
+            let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+            let path = path.ok_or_else(|| io::Error::other(format!("no cgroup of pid {pid}")))?;
+            return Ok(Self::V2(below(Path::new(ROOT), path)));
+        }
+        Ok(Self::V1(parse_v1(&text)))
+    }
+
+    /// The directory of a v1 controller, or the one of v2.
+    pub fn directory(&self, controller: &str) -> Option<&Path> {
+        match self {
+            Self::V1(paths) => {
+                paths.iter().find(|(name, _)| &**name == controller).map(|(_, path)| path.as_path())
+            }
+            Self::V2(path) => Some(path),
+        }
+    }
+
+    /// Pids of all processes in it and below it.
+    pub fn pids(&self) -> io::Result<Vec<u32>> {
+        let directory = ["devices", "pids", "memory", "freezer", "name=systemd"]
+            .iter()
+            .find_map(|controller| self.directory(controller))
+            .ok_or_else(|| io::Error::other("no controller knows the container's processes"))?;
+        let mut pids = Vec::new();
+        collect_pids(directory, MAX_DEPTH, &mut pids)?;
+        Ok(pids)
+    }
+}
+
+fn collect_pids(directory: &Path, depth: usize, pids: &mut Vec<u32>) -> io::Result<()> {
+    let text = read_bounded(&directory.join("cgroup.procs"), 4 << 20)?;
+    pids.extend(String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse::<u32>().ok()));
+    if depth == 0 {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(directory)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            // It may go while we look.
+            let _ = collect_pids(&entry.path(), depth - 1, pids);
+        }
+    }
+    Ok(())
+}
+
+fn parse_v1(text: &str) -> Vec<(Box<str>, PathBuf)> {
+    let mut paths = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        if controllers.is_empty() {
+            continue;
+        }
+        for controller in controllers.split(',') {
+            // name=systemd is mounted as systemd.
+            let mount = controller.strip_prefix("name=").unwrap_or(controller);
+            paths.push((controller.into(), below(&Path::new(ROOT).join(mount), path)));
+        }
+    }
+    paths
+}
+
+fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// Puts a process into a cgroup that exists: on v1 in every hierarchy where the path does (at least one), on v2 in the one.
+pub fn join(pid: u32, cgroup: &str) -> io::Result<()> {
+    if cgroup.contains("..") || cgroup.contains('\0') {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "invalid cgroup path"));
+    }
+    let write = |directory: &Path| {
+        let file = directory.join("cgroup.procs");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&file)
+            .and_then(|mut file| io::Write::write_all(&mut file, pid.to_string().as_bytes()))
+    };
+    if is_unified() {
+        return write(&below(Path::new(ROOT), cgroup));
+    }
+    let mut joined = false;
+    let mut hierarchies: Vec<PathBuf> =
+        std::fs::read_dir(ROOT)?.flatten().map(|e| e.path()).filter(|p| !p.is_symlink()).collect();
+    hierarchies.sort();
+    for hierarchy in hierarchies {
+        let directory = below(&hierarchy, cgroup);
+        if directory.join("cgroup.procs").exists() {
+            write(&directory)?;
+            joined = true;
+        }
+    }
+    if joined { Ok(()) } else { Err(io::Error::new(io::ErrorKind::NotFound, "cgroup deleted or never made")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v1_paths_by_controller() {
+        let text = "12:cpu,cpuacct:/a\n3:memory:/b/c\n1:name=systemd:/d\n0::/x\n";
+        let cgroup = Cgroup::V1(parse_v1(text));
+        assert_eq!(cgroup.directory("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpuacct/a")));
+        assert_eq!(cgroup.directory("memory"), Some(Path::new("/sys/fs/cgroup/memory/b/c")));
+        assert_eq!(cgroup.directory("name=systemd"), Some(Path::new("/sys/fs/cgroup/systemd/d")));
+        assert_eq!(cgroup.directory("pids"), None);
+    }
+
+    #[test]
+    fn own_pid_is_in_its_own_cgroup() {
+        let own = std::process::id();
+        assert!(Cgroup::of_process(own).unwrap().pids().unwrap().contains(&own));
+    }
+}

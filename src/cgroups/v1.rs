@@ -1,0 +1,244 @@
+//! Figures of cgroup v1, every field that containerd/cgroups fills (`cgroup1/*.go`).
+//! Kernel documentation: admin-guide/cgroup-v1.
+
+use super::Cgroup;
+use crate::{
+    bundle::read_bounded,
+    protocol::stats_v1::{
+        BlkioEntry, BlkioStat, CpuStat, CpuUsage, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat,
+        Metrics, PidsStat, Throttle,
+    },
+    sys::process::clock_ticks,
+};
+use std::{collections::HashMap, path::Path};
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// Reads all figures; what the kernel does not offer is left out.
+pub fn metrics(cgroup: &Cgroup) -> Metrics {
+    let directory = |controller| cgroup.directory(controller);
+    Metrics {
+        hugetlb: directory("hugetlb").map(hugetlb).unwrap_or_default(),
+        pids: directory("pids").and_then(pids),
+        cpu: Some(CpuStat {
+            usage: Some(directory("cpuacct").map(cpu_usage).unwrap_or_default()),
+            throttling: Some(directory("cpu").map(throttling).unwrap_or_default()),
+        }),
+        memory: directory("memory").and_then(memory),
+        blkio: directory("blkio").map(blkio),
+        memory_oom_control: directory("memory").and_then(oom_control),
+    }
+}
+
+fn text(directory: &Path, file: &str) -> Option<String> {
+    let bytes = read_bounded(&directory.join(file), 1 << 20).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A file with one number; `max` is 0, as containerd/cgroups has it for pids.max.
+fn number(directory: &Path, file: &str) -> Option<u64> {
+    let text = text(directory, file)?;
+    match text.trim() {
+        "max" => Some(u64::MAX),
+        // Some kernels write negative numbers for "none".
+        word if word.starts_with('-') => Some(0),
+        word => word.parse().ok(),
+    }
+}
+
+/// A file of `key value` lines; unknown keys cost nothing.
+fn pairs(directory: &Path, file: &str) -> Option<HashMap<String, u64>> {
+    let text = text(directory, file)?;
+    let pair = |line: &str| {
+        let (key, value) = line.split_once(' ')?;
+        Some((key.to_owned(), value.trim().parse().ok()?))
+    };
+    Some(text.lines().filter_map(pair).collect())
+}
+
+fn pids(directory: &Path) -> Option<PidsStat> {
+    Some(PidsStat {
+        current: number(directory, "pids.current")?,
+        limit: number(directory, "pids.max").filter(|limit| *limit != u64::MAX).unwrap_or(0),
+    })
+}
+
+fn cpu_usage(directory: &Path) -> CpuUsage {
+    let stat = pairs(directory, "cpuacct.stat").unwrap_or_default();
+    let nanoseconds = |key: &str| stat.get(key).copied().unwrap_or(0) * NANOSECONDS / clock_ticks();
+    let per_cpu = text(directory, "cpuacct.usage_percpu").unwrap_or_default();
+    CpuUsage {
+        total: number(directory, "cpuacct.usage").unwrap_or(0),
+        kernel: nanoseconds("system"),
+        user: nanoseconds("user"),
+        per_cpu: per_cpu.split_whitespace().filter_map(|word| word.parse().ok()).collect(),
+    }
+}
+
+fn throttling(directory: &Path) -> Throttle {
+    let stat = pairs(directory, "cpu.stat").unwrap_or_default();
+    let get = |key: &str| stat.get(key).copied().unwrap_or(0);
+    Throttle {
+        periods: get("nr_periods"),
+        throttled_periods: get("nr_throttled"),
+        throttled_time: get("throttled_time"),
+    }
+}
+
+fn memory(directory: &Path) -> Option<MemoryStat> {
+    let stat = pairs(directory, "memory.stat")?;
+    let get = |key: &str| stat.get(key).copied().unwrap_or(0);
+    let entry = |prefix: &str| {
+        let get = |name: &str| number(directory, &format!("{prefix}.{name}"));
+        Some(MemoryEntry {
+            usage: get("usage_in_bytes")?,
+            limit: get("limit_in_bytes").unwrap_or(0),
+            max: get("max_usage_in_bytes").unwrap_or(0),
+            failcnt: get("failcnt").unwrap_or(0),
+        })
+    };
+    Some(MemoryStat {
+        cache: get("cache"),
+        rss: get("rss"),
+        rss_huge: get("rss_huge"),
+        mapped_file: get("mapped_file"),
+        dirty: get("dirty"),
+        writeback: get("writeback"),
+        pgpgin: get("pgpgin"),
+        pgpgout: get("pgpgout"),
+        pgfault: get("pgfault"),
+        pgmajfault: get("pgmajfault"),
+        inactive_anon: get("inactive_anon"),
+        active_anon: get("active_anon"),
+        inactive_file: get("inactive_file"),
+        active_file: get("active_file"),
+        unevictable: get("unevictable"),
+        hierarchical_memory_limit: get("hierarchical_memory_limit"),
+        hierarchical_swap_limit: get("hierarchical_memsw_limit"),
+        total_cache: get("total_cache"),
+        total_rss: get("total_rss"),
+        total_rss_huge: get("total_rss_huge"),
+        total_mapped_file: get("total_mapped_file"),
+        total_dirty: get("total_dirty"),
+        total_writeback: get("total_writeback"),
+        total_pgpgin: get("total_pgpgin"),
+        total_pgpgout: get("total_pgpgout"),
+        total_pgfault: get("total_pgfault"),
+        total_pgmajfault: get("total_pgmajfault"),
+        total_inactive_anon: get("total_inactive_anon"),
+        total_active_anon: get("total_active_anon"),
+        total_inactive_file: get("total_inactive_file"),
+        total_active_file: get("total_active_file"),
+        total_unevictable: get("total_unevictable"),
+        usage: Some(entry("memory").unwrap_or_default()),
+        swap: Some(entry("memory.memsw").unwrap_or_default()),
+        kernel: Some(entry("memory.kmem").unwrap_or_default()),
+        kernel_tcp: Some(entry("memory.kmem.tcp").unwrap_or_default()),
+    })
+}
+
+fn oom_control(directory: &Path) -> Option<MemoryOomControl> {
+    let stat = pairs(directory, "memory.oom_control")?;
+    let get = |key: &str| stat.get(key).copied().unwrap_or(0);
+    Some(MemoryOomControl {
+        oom_kill_disable: get("oom_kill_disable"),
+        under_oom: get("under_oom"),
+        oom_kill: get("oom_kill"),
+    })
+}
+
+fn hugetlb(directory: &Path) -> Vec<HugetlbStat> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let mut sizes: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let size = name.strip_prefix("hugetlb.")?.strip_suffix(".usage_in_bytes")?;
+            (!size.contains('.')).then(|| size.to_owned())
+        })
+        .collect();
+    sizes.sort();
+    let get = |size: &str, name: &str| number(directory, &format!("hugetlb.{size}.{name}")).unwrap_or(0);
+    sizes
+        .into_iter()
+        .map(|pagesize| HugetlbStat {
+            usage: get(&pagesize, "usage_in_bytes"),
+            max: get(&pagesize, "max_usage_in_bytes"),
+            failcnt: get(&pagesize, "failcnt"),
+            pagesize,
+        })
+        .collect()
+}
+
+fn blkio(directory: &Path) -> BlkioStat {
+    let devices = devices();
+    let entries = |file: &str| -> Vec<BlkioEntry> {
+        let Some(text) = text(directory, file) else { return Vec::new() };
+        text.lines().filter_map(|line| blkio_entry(line, &devices)).collect()
+    };
+    BlkioStat {
+        io_service_bytes_recursive: entries("blkio.throttle.io_service_bytes"),
+        io_serviced_recursive: entries("blkio.throttle.io_serviced"),
+    }
+}
+
+/// `MAJOR:MINOR OPERATION VALUE`; the line of the total has no device.
+fn blkio_entry(line: &str, devices: &HashMap<(u64, u64), String>) -> Option<BlkioEntry> {
+    let mut words = line.split([' ', ':']).filter(|word| !word.is_empty());
+    let major = words.next()?.parse().ok()?;
+    let minor = words.next()?.parse().ok()?;
+    let op = words.next()?;
+    let value = words.next()?.parse().ok()?;
+    let device = devices.get(&(major, minor)).cloned().unwrap_or_default();
+    Some(BlkioEntry { op: op.to_owned(), device, major, minor, value })
+}
+
+fn devices() -> HashMap<(u64, u64), String> {
+    let text = text(Path::new("/proc"), "partitions").unwrap_or_default();
+    let device = |line: &str| {
+        let mut words = line.split_whitespace();
+        let number = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some((number, format!("/dev/{}", words.nth(1)?)))
+    };
+    text.lines().filter_map(device).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cgroup(files: &[(&str, &str)]) -> (tempfile::TempDir, Cgroup) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let paths = ["memory", "pids", "cpu", "cpuacct", "blkio"];
+        let cgroup = Cgroup::V1(paths.iter().map(|c| ((*c).into(), dir.path().to_owned())).collect());
+        (dir, cgroup)
+    }
+
+    #[test]
+    fn odd_files_cost_their_own_fields_only() {
+        let (_dir, cgroup) = cgroup(&[
+            ("memory.stat", "cache 5\nnew_key 7\nbroken\nrss x\ntotal_rss 9\n"),
+            ("memory.usage_in_bytes", "100\n"),
+            ("memory.limit_in_bytes", "9223372036854771712\n"),
+            ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
+            ("pids.current", "4\n"),
+            ("pids.max", "max\n"),
+            ("cpuacct.usage", ""),
+            ("cpuacct.stat", "user 100\nsystem 50\n"),
+            ("blkio.throttle.io_serviced", "8:0 Read 3\n8:0 Total 3\nTotal 3\n"),
+        ]);
+        let m = metrics(&cgroup);
+        let memory = m.memory.unwrap();
+        assert_eq!((memory.cache, memory.rss, memory.total_rss), (5, 0, 9));
+        assert_eq!(memory.usage.unwrap().usage, 100);
+        assert_eq!(memory.swap.unwrap().usage, 0);
+        assert_eq!(m.memory_oom_control.unwrap().oom_kill, 3);
+        assert_eq!(m.pids.unwrap(), PidsStat { current: 4, limit: 0 });
+        let usage = m.cpu.unwrap().usage.unwrap();
+        assert_eq!((usage.total, usage.user), (0, 100 * NANOSECONDS / clock_ticks()));
+        assert_eq!(m.blkio.unwrap().io_serviced_recursive.len(), 2);
+    }
+}

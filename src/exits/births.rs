@@ -1,0 +1,47 @@
+//! Runtime calls in flight that may leave a process behind.
+
+use std::{cell::RefCell, rc::Rc, time::Duration};
+
+/// The births that are going on.
+#[derive(Default)]
+pub(super) struct Births {
+    /// When each began: time since boot. A handful at most, so a list.
+    begun: RefCell<Vec<(u64, Duration)>>,
+    next: std::cell::Cell<u64>,
+}
+
+impl Births {
+    pub(super) fn begin(self: &Rc<Self>) -> BirthGuard {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        self.begun.borrow_mut().push((number, since_boot()));
+        BirthGuard { births: Rc::clone(self), number }
+    }
+
+    /// When the oldest began; `None` if nothing is being born.
+    pub(super) fn oldest(&self) -> Option<Duration> {
+        self.begun.borrow().iter().map(|(_, at)| *at).min()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.begun.borrow().len()
+    }
+}
+
+/// A birth goes on as long as this lives: drop it when the new process is watched, or when it is known that there is none.
+pub struct BirthGuard {
+    births: Rc<Births>,
+    number: u64,
+}
+
+impl Drop for BirthGuard {
+    fn drop(&mut self) {
+        self.births.begun.borrow_mut().retain(|(number, _)| *number != self.number);
+    }
+}
+
+/// Time since boot, the clock of start times in /proc/PID/stat.
+fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}

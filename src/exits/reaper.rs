@@ -1,0 +1,235 @@
+//! Reaps children: what is watched goes to its owner, orphans are forgotten.
+
+use super::births::{BirthGuard, Births};
+use crate::{
+    bundle::read_bounded,
+    id::Id,
+    sys::process::{self, ExitStatus},
+};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    future::Future,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    rc::Rc,
+};
+use tokio::sync::{Notify, oneshot};
+
+/// Children reaped in one go before the loop gets its turn.
+const BATCH: usize = 512;
+
+/// A container's process: its init, or an exec.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessKey {
+    /// The container.
+    pub container: Id,
+    /// The exec; `None` is the init.
+    pub exec: Option<Id>,
+}
+
+/// A container's process has ended and was reaped.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Exited {
+    /// Whose process.
+    pub key: ProcessKey,
+    /// Its pid, for the record.
+    pub pid: u32,
+    /// Exit code, or 128 + signal.
+    pub status: ExitStatus,
+}
+
+enum Owner {
+    Process(ProcessKey),
+    Child(oneshot::Sender<ExitStatus>),
+}
+
+struct Watched {
+    /// `None` on kernels without pidfds: then the pid must do, which is safe as long as it is unreaped.
+    pidfd: Option<OwnedFd>,
+    owner: Owner,
+}
+
+/// All children that have an owner.
+#[derive(Default)]
+pub struct Reaper {
+    watched: RefCell<HashMap<u32, Watched>>,
+    births: Rc<Births>,
+    again: Notify,
+    orphans: std::cell::Cell<u64>,
+}
+
+impl Reaper {
+    /// Says that a process of ours may be born until the guard is dropped.
+    pub fn birth(self: &Rc<Self>) -> BirthGuard {
+        self.births.begin()
+    }
+
+    /// Watches a container's process. It may be dead already; it must not have been reaped.
+    pub fn watch_process(&self, pid: u32, key: ProcessKey) -> io::Result<()> {
+        let pidfd = process::pidfd(pid)?;
+        self.watched.borrow_mut().insert(pid, Watched { pidfd, owner: Owner::Process(key) });
+        // Its SIGCHLD may have come before.
+        self.again.notify_one();
+        Ok(())
+    }
+
+    /// Watches a child that we have just started; the future is its exit status.
+    pub fn watch_child(&self, pid: u32) -> impl Future<Output = ExitStatus> + use<> {
+        let (sender, receiver) = oneshot::channel();
+        // Without a descriptor (EMFILE) the pid of our own unreaped child is as good.
+        let pidfd = process::pidfd(pid).ok().flatten();
+        self.watched.borrow_mut().insert(pid, Watched { pidfd, owner: Owner::Child(sender) });
+        self.again.notify_one();
+        async move { receiver.await.unwrap_or(255) }
+    }
+
+    /// Sends a signal to a watched child of ours.
+    pub fn signal_child(&self, pid: u32, signal: i32) {
+        if self.watched.borrow().contains_key(&pid) {
+            let _ = process::signal_child(pid, signal);
+        }
+    }
+
+    /// Sends a signal to a container's process: exactly to it, through its pidfd.
+    /// `NotFound` if it is not watched (any more), or dead.
+    pub fn signal_process(&self, pid: u32, key: &ProcessKey, signal: i32) -> io::Result<()> {
+        let watched = self.watched.borrow();
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        let entry = watched.get(&pid).ok_or_else(gone)?;
+        if !matches!(&entry.owner, Owner::Process(owner) if owner == key) {
+            return Err(gone());
+        }
+        let result = match &entry.pidfd {
+            Some(pidfd) => process::signal_pidfd(pidfd.as_fd(), signal),
+            None => process::signal_child(pid, signal),
+        };
+        result.map_err(|e| if e.raw_os_error() == Some(libc::ESRCH) { gone() } else { e })
+    }
+
+    /// Resolves when [`Reaper::reap`] should be called though no SIGCHLD may come.
+    pub async fn wants_reaping(&self) {
+        self.again.notified().await;
+    }
+
+    /// Reaps what has ended. Answers those who wait for children of ours; returns the exits of containers' processes.
+    /// Orphans are forgotten.
+    pub fn reap(&self) -> Vec<Exited> {
+        let mut exits = Vec::new();
+        match self.births.oldest() {
+            None => self.reap_all(&mut exits),
+            Some(oldest) => {
+                self.reap_watched(&mut exits);
+                self.reap_old_orphans(oldest);
+            }
+        }
+        exits
+    }
+
+    /// Nothing is being born: whoever is not watched is an orphan.
+    fn reap_all(&self, exits: &mut Vec<Exited>) {
+        for _ in 0..BATCH {
+            match process::reap_any() {
+                Ok(Some((pid, status))) => match self.watched.borrow_mut().remove(&pid) {
+                    Some(watched) => deliver(pid, watched, status, exits),
+                    None => self.orphans.set(self.orphans.get() + 1),
+                },
+                Ok(None) => return,
+                Err(e) => return log::error!("reap: {e}"),
+            }
+        }
+        self.again.notify_one();
+    }
+
+    fn reap_watched(&self, exits: &mut Vec<Exited>) {
+        let mut watched = self.watched.borrow_mut();
+        let ended: Vec<(u32, ExitStatus)> = watched
+            .iter()
+            .filter_map(|(pid, entry)| {
+                let result = match &entry.pidfd {
+                    Some(pidfd) => process::reap_pidfd(pidfd.as_fd()),
+                    None => process::reap_pid(*pid),
+                };
+                match result {
+                    Ok(status) => Some((*pid, status?)),
+                    Err(e) => {
+                        log::error!("reap pid={pid}: {e}");
+                        None
+                    }
+                }
+            })
+            .collect();
+        for (pid, status) in ended {
+            if let Some(entry) = watched.remove(&pid) {
+                deliver(pid, entry, status, exits);
+            }
+        }
+    }
+
+    /// A zombie that was there before the oldest birth began is nobody's child of that birth. Under steady churn there is
+    /// always a birth going on, and orphans must not pile up behind it.
+    fn reap_old_orphans(&self, oldest_birth: std::time::Duration) {
+        let ticks = u128::from(process::clock_ticks());
+        let limit = u64::try_from(oldest_birth.as_nanos() * ticks / 1_000_000_000).unwrap_or(0);
+        for pid in children().into_iter().take(BATCH) {
+            if self.watched.borrow().contains_key(&pid) {
+                continue;
+            }
+            if zombie_since(pid).is_some_and(|started| started < limit)
+                && matches!(process::reap_pid(pid), Ok(Some(_)))
+            {
+                self.orphans.set(self.orphans.get() + 1);
+            }
+        }
+    }
+
+    /// One line a watched process, for the dump.
+    pub fn describe(&self) -> Vec<String> {
+        let watched = self.watched.borrow();
+        let mut lines: Vec<String> = watched
+            .iter()
+            .map(|(pid, entry)| match &entry.owner {
+                Owner::Process(ProcessKey { container, exec: None }) => {
+                    format!("watched pid={pid} init of {container}")
+                }
+                Owner::Process(ProcessKey { container, exec: Some(exec) }) => {
+                    format!("watched pid={pid} exec {exec} of {container}")
+                }
+                Owner::Child(_) => format!("watched pid={pid} runtime call or helper"),
+            })
+            .collect();
+        lines.sort();
+        lines.push(format!("births={} orphans_reaped={}", self.births.count(), self.orphans.get()));
+        lines
+    }
+}
+
+fn deliver(pid: u32, watched: Watched, status: ExitStatus, exits: &mut Vec<Exited>) {
+    match watched.owner {
+        Owner::Process(key) => exits.push(Exited { key, pid, status }),
+        // Whoever asked may have given up at its deadline.
+        Owner::Child(sender) => drop(sender.send(status)),
+    }
+}
+
+/// Pids of our children, dead ones included (/proc/PID/task/TID/children, CONFIG_PROC_CHILDREN).
+fn children() -> Vec<u32> {
+    let own = std::process::id();
+    let path = PathBuf::from(format!("/proc/self/task/{own}/children"));
+    let text = read_bounded(&path, 1 << 20).unwrap_or_default();
+    String::from_utf8_lossy(&text).split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// Start time of a zombie in clock ticks since boot; `None` if it lives or is gone (proc_pid_stat(5)).
+fn zombie_since(pid: u32) -> Option<u64> {
+    let text = read_bounded(&PathBuf::from(format!("/proc/{pid}/stat")), 4096).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    // The name in parentheses may contain anything; fields are counted from its end.
+    let mut fields = text.get(text.rfind(')')? + 1..)?.split_whitespace();
+    if fields.next()? != "Z" {
+        return None;
+    }
+    // starttime is field 22; the state was field 3.
+    fields.nth(18)?.parse().ok()
+}

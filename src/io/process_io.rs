@@ -1,0 +1,322 @@
+//! The channels of one process, from Create or Exec to Delete.
+
+use super::{
+    copy::{Copy, OnWriteError, Progress, duplicate},
+    stdio::{Plan, StdioError},
+};
+use rustix::{
+    fs::{FileType, Mode, OFlags},
+    pipe::{PipeFlags, pipe_with},
+    termios::Winsize,
+};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    os::fd::OwnedFd,
+    path::Path,
+    process::Stdio,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{sync::Notify, task::JoinHandle};
+
+/// How long a console may go on after its process has exited, when a grandchild keeps it open.
+const CONSOLE_LINGER: Duration = Duration::from_millis(500);
+/// Pumps of one stream when its process has exited: with a budget of 1 MiB each, more than any pipe holds.
+const FINAL_PUMPS: usize = 2;
+
+/// The ends that the process gets.
+pub struct ChildEnds {
+    /// stdin.
+    pub stdin: Stdio,
+    /// stdout.
+    pub stdout: Stdio,
+    /// stderr.
+    pub stderr: Stdio,
+}
+
+/// All descriptors and copies of one process.
+pub struct ProcessIo {
+    plan: Plan,
+    /// Our reading end of the stdin fifo, until the copy takes it.
+    stdin_source: RefCell<Option<OwnedFd>>,
+    /// Our writing end of the stdin fifo: without it the process would see an end whenever a client goes. CloseIO drops it.
+    stdin_keeper: RefCell<Option<OwnedFd>>,
+    console: RefCell<Option<Rc<OwnedFd>>>,
+    /// A size that came before the console.
+    size: Cell<Option<(u16, u16)>>,
+    stdin: RefCell<Option<Rc<Copy>>>,
+    outputs: RefCell<Vec<Rc<Copy>>>,
+    tasks: RefCell<Vec<JoinHandle<()>>>,
+    running: Cell<usize>,
+    drained: Notify,
+}
+
+impl ProcessIo {
+    /// Opens the stdin fifo, so that what a client writes before the process runs is kept. Nothing is started.
+    pub fn open(plan: Plan) -> Result<Rc<Self>, StdioError> {
+        let (source, keeper) = match &plan.stdin {
+            Some(path) => {
+                let read = open(path, OFlags::RDONLY)?;
+                // Succeeds at once: we are the reader.
+                let write = open(path, OFlags::WRONLY)?;
+                (Some(read), Some(write))
+            }
+            None => (None, None),
+        };
+        Ok(Rc::new(Self {
+            plan,
+            stdin_source: RefCell::new(source),
+            stdin_keeper: RefCell::new(keeper),
+            console: RefCell::default(),
+            size: Cell::default(),
+            stdin: RefCell::default(),
+            outputs: RefCell::default(),
+            tasks: RefCell::default(),
+            running: Cell::default(),
+            drained: Notify::new(),
+        }))
+    }
+
+    /// Whether the process has a console.
+    pub fn is_terminal(&self) -> bool {
+        self.plan.terminal
+    }
+
+    /// Makes pipes, owned by `uid` and `gid`, and starts copying between them and the client's fifos or files.
+    /// /dev/null stands in for channels that the client left out.
+    pub fn pipes(self: &Rc<Self>, uid: u32, gid: u32) -> Result<ChildEnds, StdioError> {
+        let stdin = match self.stdin_source.take() {
+            Some(source) => {
+                let (read, write) = pipe(uid, gid, Ours::Write)?;
+                self.copy_stdin(source, Rc::new(write))?;
+                Stdio::from(read)
+            }
+            None => Stdio::null(),
+        };
+        let stdout = self.output("stdout", self.plan.stdout.as_deref(), uid, gid)?;
+        let stderr = self.output("stderr", self.plan.stderr.as_deref(), uid, gid)?;
+        Ok(ChildEnds { stdin, stdout, stderr })
+    }
+
+    fn output(
+        self: &Rc<Self>,
+        name: &'static str,
+        path: Option<&Path>,
+        uid: u32,
+        gid: u32,
+    ) -> Result<Stdio, StdioError> {
+        let Some(path) = path else { return Ok(Stdio::null()) };
+        let sink = self.open_sink(path)?;
+        let (read, write) = pipe(uid, gid, Ours::Read)?;
+        self.copy_output(name, Rc::new(read), sink)?;
+        Ok(Stdio::from(write))
+    }
+
+    /// A fifo is opened for both directions: that neither waits for a reader nor fails without one, and a reader that goes
+    /// away neither breaks nor ends it.
+    fn open_sink(&self, path: &Path) -> Result<Rc<OwnedFd>, StdioError> {
+        let fail = |verb| move |e: io::Error| StdioError::Io { verb, path: path.to_owned(), source: e };
+        if self.plan.create_file {
+            if let Some(directory) = path.parent() {
+                std::fs::create_dir_all(directory).map_err(fail("create directory of"))?;
+            }
+            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
+            let mode = Mode::from_raw_mode(0o644);
+            return rustix::fs::open(path, flags, mode).map(Rc::new).map_err(|e| fail("open")(e.into()));
+        }
+        let kind = rustix::fs::stat(path).map_err(|e| fail("find")(e.into()))?;
+        let flags = match FileType::from_raw_mode(kind.st_mode) {
+            FileType::Fifo => OFlags::RDWR,
+            _ => OFlags::WRONLY | OFlags::APPEND,
+        };
+        open(path, flags).map(Rc::new)
+    }
+
+    /// Takes the master of the process's console and starts copying.
+    pub fn attach_console(self: &Rc<Self>, master: OwnedFd) -> Result<(), StdioError> {
+        let master = Rc::new(master);
+        if let Some((width, height)) = self.size.get() {
+            set_size(&master, width, height).map_err(|e| StdioError::Io {
+                verb: "resize console of",
+                path: "pty".into(),
+                source: e,
+            })?;
+        }
+        let cloned = |fd: &OwnedFd| {
+            duplicate(fd).map_err(|e| StdioError::Io { verb: "duplicate", path: "pty".into(), source: e })
+        };
+        let sink = match &self.plan.stdout {
+            Some(path) => self.open_sink(path)?,
+            None => Rc::new(open(Path::new("/dev/null"), OFlags::WRONLY)?),
+        };
+        self.copy_output("console", cloned(&master)?, sink)?;
+        if let Some(source) = self.stdin_source.take() {
+            self.copy_stdin(source, cloned(&master)?)?;
+        }
+        self.console.replace(Some(master));
+        Ok(())
+    }
+
+    fn copy_output(
+        self: &Rc<Self>,
+        name: &'static str,
+        source: Rc<OwnedFd>,
+        sink: Rc<OwnedFd>,
+    ) -> Result<(), StdioError> {
+        let copy = Copy::new(name, source, sink, OnWriteError::Drop).map_err(|e| StdioError::Io {
+            verb: "watch",
+            path: name.into(),
+            source: e,
+        })?;
+        self.outputs.borrow_mut().push(Rc::clone(&copy));
+        self.running.set(self.running.get() + 1);
+        let io = Rc::clone(self);
+        self.keep(tokio::task::spawn_local(async move {
+            copy.run().await;
+            io.running.set(io.running.get() - 1);
+            io.drained.notify_waiters();
+        }));
+        Ok(())
+    }
+
+    fn copy_stdin(self: &Rc<Self>, source: OwnedFd, sink: Rc<OwnedFd>) -> Result<(), StdioError> {
+        let copy = Copy::new("stdin", Rc::new(source), sink, OnWriteError::End)
+            .map_err(|e| StdioError::Io { verb: "watch", path: "stdin".into(), source: e })?;
+        self.stdin.replace(Some(Rc::clone(&copy)));
+        let io = Rc::downgrade(self);
+        self.keep(tokio::task::spawn_local(async move {
+            copy.run().await;
+            // The end of a console's input hangs it up: a shell whose client is gone must not stay.
+            if let Some(io) = io.upgrade()
+                && io.plan.terminal
+            {
+                io.hang_up();
+            }
+        }));
+        Ok(())
+    }
+
+    fn keep(&self, task: JoinHandle<()>) {
+        self.tasks.borrow_mut().push(task);
+    }
+
+    /// Sets the console's size, or remembers it for a console to come. Without a console it means nothing.
+    pub fn resize(&self, width: u16, height: u16) -> io::Result<()> {
+        self.size.set(Some((width, height)));
+        match &*self.console.borrow() {
+            Some(console) => set_size(console, width, height),
+            None => Ok(()),
+        }
+    }
+
+    /// Closes stdin for good: the process reads what was written before, then sees the end.
+    pub fn close_stdin(&self) {
+        self.stdin_keeper.take();
+    }
+
+    fn hang_up(&self) {
+        for output in self.outputs.borrow().iter() {
+            output.pump();
+            output.close();
+        }
+        self.console.take();
+    }
+
+    /// The process has exited: what it wrote goes to the client now, as far as there is room; its stdin is closed.
+    pub fn process_exited(self: &Rc<Self>) {
+        self.stdin_keeper.take();
+        if let Some(stdin) = self.stdin.take() {
+            stdin.close();
+        }
+        for output in self.outputs.borrow().iter() {
+            for _ in 0..FINAL_PUMPS {
+                if output.pump() != Progress::Busy {
+                    break;
+                }
+            }
+        }
+        if self.plan.terminal && self.running.get() > 0 {
+            let io = Rc::clone(self);
+            self.keep(tokio::task::spawn_local(async move {
+                let _ = tokio::time::timeout(CONSOLE_LINGER, io.wait_drained()).await;
+                io.hang_up();
+            }));
+        }
+    }
+
+    async fn wait_drained(&self) {
+        loop {
+            let notified = self.drained.notified();
+            if self.running.get() == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Waits until the outputs have ended, at most `limit`; then closes everything. Returns whether they ended by themselves.
+    pub async fn drain(&self, limit: Duration) -> bool {
+        let ended = tokio::time::timeout(limit, self.wait_drained()).await.is_ok();
+        self.close();
+        ended
+    }
+
+    /// Closes everything at once.
+    pub fn close(&self) {
+        for task in self.tasks.borrow_mut().drain(..) {
+            task.abort();
+        }
+        for output in self.outputs.borrow_mut().drain(..) {
+            output.close();
+        }
+        if let Some(stdin) = self.stdin.take() {
+            stdin.close();
+        }
+        self.stdin_source.take();
+        self.stdin_keeper.take();
+        self.console.take();
+    }
+
+    /// One line a channel, for the dump.
+    pub fn describe(&self) -> Vec<String> {
+        let stdin = self.stdin.borrow();
+        let outputs = self.outputs.borrow();
+        stdin.iter().chain(outputs.iter()).map(|copy| copy.describe()).collect()
+    }
+}
+
+enum Ours {
+    Read,
+    Write,
+}
+
+/// A pipe whose end on our side does not block. The process may open its end again through /proc/self/fd, so it gets the owner
+/// that the options name.
+fn pipe(uid: u32, gid: u32, ours: Ours) -> Result<(OwnedFd, OwnedFd), StdioError> {
+    let make = || -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        let our_end = match ours {
+            Ours::Read => &read,
+            Ours::Write => &write,
+        };
+        let flags = rustix::fs::fcntl_getfl(our_end)?;
+        rustix::fs::fcntl_setfl(our_end, flags | OFlags::NONBLOCK)?;
+        if uid != 0 || gid != 0 {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+            rustix::fs::fchown(&read, Some(uid), Some(gid))?;
+        }
+        Ok((read, write))
+    };
+    make().map_err(|e| StdioError::Io { verb: "make", path: "pipe".into(), source: e.into() })
+}
+
+fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, StdioError> {
+    rustix::fs::open(path, flags | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| StdioError::Io { verb: "open", path: path.to_owned(), source: e.into() })
+}
+
+fn set_size(console: &OwnedFd, width: u16, height: u16) -> io::Result<()> {
+    let size = Winsize { ws_col: width, ws_row: height, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(rustix::termios::tcsetwinsize(console, size)?)
+}

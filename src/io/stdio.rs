@@ -1,0 +1,153 @@
+//! Three texts from the client → a plan.
+
+use crate::container::Stdio;
+use std::{
+    io,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
+
+/// Longest path or URI, bytes: PATH_MAX.
+const MAX_LENGTH: usize = 4096;
+
+/// Where the channels of a process lead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// A fifo.
+    pub stdin: Option<PathBuf>,
+    /// A fifo or an existing file.
+    pub stdout: Option<PathBuf>,
+    /// A fifo or an existing file; not used with a terminal.
+    pub stderr: Option<PathBuf>,
+    /// stdout was `file://`: created if missing, both outputs appended.
+    pub create_file: bool,
+    /// A console.
+    pub terminal: bool,
+}
+
+/// Channels that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StdioError {
+    /// Upstream's sentence.
+    #[error("unknown STDIO scheme {0}")]
+    Scheme(String),
+    /// Too long, relative, or with a NUL.
+    #[error("invalid {channel} path {path:?}")]
+    Path {
+        /// stdin, stdout or stderr.
+        channel: &'static str,
+        /// As given.
+        path: String,
+    },
+    /// A system call failed.
+    #[error("{verb} {}", path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StdioError {
+    /// Whether the request is to blame.
+    pub fn is_bad_request(&self) -> bool {
+        matches!(self, Self::Scheme(_) | Self::Path { .. })
+    }
+}
+
+impl Plan {
+    /// Reads what the client sent.
+    pub fn new(stdio: &Stdio) -> Result<Self, StdioError> {
+        let mut plan = Self { terminal: stdio.terminal, ..Self::default() };
+        plan.stdin = path("stdin", &stdio.stdin)?;
+        match stdio.stdout.split_once("://") {
+            None => {
+                plan.stdout = path("stdout", &stdio.stdout)?;
+                plan.stderr = path("stderr", &stdio.stderr)?;
+            }
+            Some(("fifo", rest)) => {
+                plan.stdout = path("stdout", rest)?;
+                plan.stderr = path("stderr", &stdio.stderr)?;
+            }
+            Some(("file", rest)) => {
+                let rest = rest.split(['?', '#']).next().unwrap_or_default();
+                plan.stdout = path("stdout", &unescape(rest))?;
+                plan.stderr = plan.stdout.clone();
+                plan.create_file = true;
+            }
+            Some((scheme, _)) => return Err(StdioError::Scheme(scheme.to_owned())),
+        }
+        if plan.terminal {
+            plan.stderr = None;
+        }
+        Ok(plan)
+    }
+}
+
+fn path(channel: &'static str, text: &str) -> Result<Option<PathBuf>, StdioError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let path = Path::new(text);
+    if text.len() >= MAX_LENGTH || text.contains('\0') || !path.is_absolute() {
+        return Err(StdioError::Path { channel, path: text.chars().take(200).collect() });
+    }
+    Ok(Some(path.to_owned()))
+}
+
+/// Percent-decoding (RFC 3986); what is no escape stays as it is.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let hex = tail.first_chunk::<2>().and_then(|two| std::str::from_utf8(two).ok());
+        match (first, hex.and_then(|two| u8::from_str_radix(two, 16).ok())) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(bytes).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Result<Plan, String> {
+        let stdio = Stdio { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into(), terminal };
+        Plan::new(&stdio).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn fifos_files_and_nothing() {
+        assert_eq!(plan("", "", "", false).unwrap(), Plan::default());
+        let p = plan("/f/in", "/f/out", "/f/err", false).unwrap();
+        assert_eq!(
+            (p.stdin, p.stdout, p.stderr),
+            (Some("/f/in".into()), Some("/f/out".into()), Some("/f/err".into()))
+        );
+        let p = plan("", "file:///var/log/a%20b.log", "", false).unwrap();
+        assert_eq!(p.stdout, Some("/var/log/a b.log".into()));
+        assert_eq!(p.stderr, p.stdout);
+        assert!(p.create_file);
+        assert_eq!(plan("", "/f/out", "/f/err", true).unwrap().stderr, None);
+    }
+
+    #[test]
+    fn unknown_schemes_and_bad_paths_are_refused() {
+        assert_eq!(plan("", "gopher://x", "", false).unwrap_err(), "unknown STDIO scheme gopher");
+        assert!(plan("", "out", "", false).is_err());
+        assert!(plan("", "/a\0b", "", false).is_err());
+        assert!(plan("", &format!("/{}", "x".repeat(5000)), "", false).is_err());
+    }
+}

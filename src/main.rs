@@ -1,0 +1,43 @@
+//! argv → one of start, delete, serve, info, version → exit code.
+
+use cleat::{args, args::Invocation, cleanup, info, serve, shim::chain, start};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            // stderr may be gone; then nobody can be told.
+            let _ = writeln!(io::stderr(), "{}: {}", program_name(), chain(&*e));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
+    match args::parse(std::env::args_os().skip(1))? {
+        Invocation::Version => print(info::version(&program_name()).as_bytes())?,
+        Invocation::Info => print(&info::describe(io::stdin().lock())?)?,
+        Invocation::Start(common) => print(&start::run(&common)?)?,
+        Invocation::Delete(common) => print(&cleanup::run(&common))?,
+        Invocation::Serve(common) => serve::run(&common)?,
+    }
+    Ok(())
+}
+
+fn print(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    stdout.flush()
+}
+
+/// The name under which we were called: we may be installed as another shim.
+fn program_name() -> String {
+    let path = std::env::args_os().next().unwrap_or_default();
+    std::path::Path::new(&path)
+        .file_name()
+        .map_or_else(|| "containerd-shim-cleat-v2".to_owned(), |name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,379 @@
+//! The rootfs: mounted in order, undone in reverse. Every call here may block in the kernel (a network file system, a
+//! busy one, dirty pages), so the daemon runs it in a helper process (`sys::spawn::helper`).
+//!
+//! Options as containerd reads them: v2.3.4 `core/mount/mount_linux.go`.
+
+use crate::{bundle::read_bounded, protocol::Mount, sys::loopdev};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use std::{
+    ffi::CString,
+    io,
+    os::unix::ffi::OsStrExt,
+    path::{Component, Path, PathBuf},
+};
+
+/// Bytes of mount options that the kernel takes (one page), less room for what it adds.
+const MAX_DATA: usize = 4096 - 512;
+/// Unmounts of one mount point before it is given up: that many mounts can lie on top of each other.
+const MAX_STACKED: usize = 64;
+/// Largest mountinfo that is read, bytes: some 100,000 mounts.
+const MAX_MOUNTINFO: u64 = 32 << 20;
+
+/// A mount that did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The system call failed.
+    #[error("mount source {source_path:?}, target {target:?}, fstype {fstype}, data {data:?}")]
+    Call {
+        /// What.
+        source_path: String,
+        /// Where.
+        target: PathBuf,
+        /// Kind of file system.
+        fstype: String,
+        /// Its options.
+        data: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Meant for containerd's mount manager.
+    #[error("internal mount option {0:?} was not consumed by the mount manager")]
+    Internal(String),
+    /// uidmap and gidmap.
+    #[error("id-mapped mounts are not implemented")]
+    IdMapped,
+    /// mount.fuse.
+    #[error("file system {0} needs a mount helper, which is not implemented")]
+    Helper(String),
+    /// More than a page.
+    #[error("mount options of {0} bytes are too long")]
+    TooLong(usize),
+    /// A target that leaves the rootfs.
+    #[error("mount target {0:?} leaves the rootfs")]
+    Escapes(String),
+    /// A loop device.
+    #[error("attach {image} to a loop device")]
+    Loop {
+        /// The file.
+        image: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+#[derive(Debug, PartialEq)]
+struct Parsed {
+    flags: MountFlags,
+    propagation: MountPropagationFlags,
+    remount: bool,
+    data: Vec<String>,
+    loop_device: bool,
+}
+
+/// Mounts all, in order, onto `rootfs`; on failure unmounts what was mounted.
+pub fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), MountError> {
+    for mount in mounts {
+        if let Err(e) = mount_one(mount, rootfs) {
+            unmount_below(rootfs);
+            return Err(e);
+        }
+    }
+    Ok(())
+}
+
+fn mount_one(mount: &Mount, rootfs: &Path) -> Result<(), MountError> {
+    if mount.r#type.starts_with("fuse.") || mount.r#type.starts_with("fuse3.") {
+        return Err(MountError::Helper(mount.r#type.clone()));
+    }
+    let target = beneath(rootfs, &mount.target)?;
+    let mut options = mount.options.clone();
+    let total: usize = options.iter().map(|o| o.len() + 1).sum();
+    if mount.r#type == "overlay" && total >= MAX_DATA {
+        options = compact_lower_directories(options);
+    }
+    let mut parsed = parse(&options)?;
+    let mut source = mount.source.clone();
+    // Open until the mount holds the device; it detaches itself afterwards.
+    let mut _device = None;
+    if parsed.loop_device {
+        let direct = parsed.data.iter().any(|o| o == "direct-io");
+        parsed.data.retain(|o| o != "direct-io");
+        let read_only = parsed.flags.contains(MountFlags::RDONLY);
+        let (device, path) = loopdev::attach(Path::new(&source), read_only, direct)
+            .map_err(|e| MountError::Loop { image: source.clone(), source: e })?;
+        source = path.to_string_lossy().into_owned();
+        _device = Some(device);
+    }
+    apply(&source, &target, &mount.r#type, &parsed)
+}
+
+fn apply(source: &str, target: &Path, fstype: &str, parsed: &Parsed) -> Result<(), MountError> {
+    let data = parsed.data.join(",");
+    let fail = |e: io::Error| MountError::Call {
+        source_path: source.to_owned(),
+        target: target.to_owned(),
+        fstype: fstype.to_owned(),
+        data: data.clone(),
+        source: e,
+    };
+    let text = CString::new(data.as_str()).map_err(|e| fail(e.into()))?;
+    if parsed.remount {
+        rustix::mount::mount_remount(target, parsed.flags, text.as_c_str()).map_err(|e| fail(e.into()))?;
+    } else {
+        rustix::mount::mount(source, target, fstype, parsed.flags, text.as_c_str())
+            .map_err(|e| fail(e.into()))?;
+    }
+    if !parsed.propagation.is_empty() {
+        rustix::mount::mount_change(target, parsed.propagation).map_err(|e| fail(e.into()))?;
+    }
+    if parsed.flags.contains(MountFlags::BIND | MountFlags::RDONLY) && !parsed.remount {
+        // A bind mount takes its flags in a second call.
+        rustix::mount::mount_remount(target, parsed.flags, c"").map_err(|e| fail(e.into()))?;
+    }
+    Ok(())
+}
+
+/// `target` below `rootfs`: neither `..` nor a link may lead out of it.
+fn beneath(rootfs: &Path, target: &str) -> Result<PathBuf, MountError> {
+    let mut path = rootfs.to_owned();
+    for component in Path::new(target).components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => {
+                path.push(name);
+                if path.is_symlink() {
+                    return Err(MountError::Escapes(target.to_owned()));
+                }
+            }
+            Component::ParentDir | Component::Prefix(_) => {
+                return Err(MountError::Escapes(target.to_owned()));
+            }
+        }
+    }
+    Ok(path)
+}
+
+fn parse(options: &[String]) -> Result<Parsed, MountError> {
+    let mut parsed = Parsed {
+        flags: MountFlags::empty(),
+        propagation: MountPropagationFlags::empty(),
+        remount: false,
+        data: Vec::new(),
+        loop_device: false,
+    };
+    for option in options {
+        if option.starts_with("X-containerd.") {
+            return Err(MountError::Internal(option.clone()));
+        }
+        let (set, flag) = match option.as_str() {
+            "async" => (false, MountFlags::SYNCHRONOUS),
+            "atime" => (false, MountFlags::NOATIME),
+            "bind" => (true, MountFlags::BIND),
+            "dev" => (false, MountFlags::NODEV),
+            "diratime" => (false, MountFlags::NODIRATIME),
+            "dirsync" => (true, MountFlags::DIRSYNC),
+            "exec" => (false, MountFlags::NOEXEC),
+            "mand" => (true, MountFlags::PERMIT_MANDATORY_FILE_LOCKING),
+            "noatime" => (true, MountFlags::NOATIME),
+            "nodev" => (true, MountFlags::NODEV),
+            "nodiratime" => (true, MountFlags::NODIRATIME),
+            "noexec" => (true, MountFlags::NOEXEC),
+            "nomand" => (false, MountFlags::PERMIT_MANDATORY_FILE_LOCKING),
+            "norelatime" => (false, MountFlags::RELATIME),
+            "nostrictatime" => (false, MountFlags::STRICTATIME),
+            "nosuid" => (true, MountFlags::NOSUID),
+            "rbind" => (true, MountFlags::BIND | MountFlags::REC),
+            "relatime" => (true, MountFlags::RELATIME),
+            "ro" => (true, MountFlags::RDONLY),
+            "rw" => (false, MountFlags::RDONLY),
+            "strictatime" => (true, MountFlags::STRICTATIME),
+            "suid" => (false, MountFlags::NOSUID),
+            "sync" => (true, MountFlags::SYNCHRONOUS),
+            "remount" => {
+                parsed.remount = true;
+                continue;
+            }
+            "loop" => {
+                parsed.loop_device = true;
+                continue;
+            }
+            "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" | "unbindable"
+            | "runbindable" => {
+                parsed.propagation |= propagation(option);
+                continue;
+            }
+            _ if option.starts_with("uidmap=") || option.starts_with("gidmap=") => {
+                return Err(MountError::IdMapped);
+            }
+            _ => {
+                parsed.data.push(option.clone());
+                continue;
+            }
+        };
+        parsed.flags.set(flag, set);
+    }
+    let length = parsed.data.iter().map(|o| o.len() + 1).sum::<usize>();
+    if length > 4096 {
+        return Err(MountError::TooLong(length));
+    }
+    Ok(parsed)
+}
+
+fn propagation(option: &str) -> MountPropagationFlags {
+    let (recursive, kind) = match option.strip_prefix('r') {
+        Some(kind) => (MountPropagationFlags::REC, kind),
+        None => (MountPropagationFlags::empty(), option),
+    };
+    recursive
+        | match kind {
+            "shared" => MountPropagationFlags::SHARED,
+            "slave" => MountPropagationFlags::DOWNSTREAM,
+            "unbindable" => MountPropagationFlags::UNBINDABLE,
+            _ => MountPropagationFlags::PRIVATE,
+        }
+}
+
+/// Shortens `lowerdir=` by changing into the directory that all layers share. Only ever runs in a helper process, whose
+/// working directory nobody misses.
+fn compact_lower_directories(options: Vec<String>) -> Vec<String> {
+    let Some(index) = options.iter().position(|o| o.starts_with("lowerdir=")) else { return options };
+    let layers: Vec<&str> = options[index]["lowerdir=".len()..].split(':').collect();
+    let Some(common) = common_directory(&layers) else { return options };
+    if std::env::set_current_dir(&common).is_err() {
+        return options;
+    }
+    let short: Vec<&str> = layers.iter().map(|layer| layer[common.len()..].trim_start_matches('/')).collect();
+    if short.iter().any(|s| s.is_empty()) {
+        return options;
+    }
+    let lowerdir = format!("lowerdir={}", short.join(":"));
+    let mut shortened = options.clone();
+    shortened[index] = lowerdir;
+    shortened
+}
+
+fn common_directory(layers: &[&str]) -> Option<String> {
+    let first = Path::new(layers.first()?);
+    let mut common = first.parent()?;
+    while !layers.iter().all(|layer| Path::new(layer).starts_with(common)) {
+        common = common.parent()?;
+    }
+    (common.is_absolute() && common != Path::new("/")).then(|| common.to_string_lossy().into_owned())
+}
+
+/// Unmounts whatever is mounted at or below `root`, deepest first, lazily as the last resort. Returns the first mount
+/// point that would not go, with its errno. A missing directory is fine.
+pub fn unmount_below(root: &Path) -> Option<(PathBuf, i32)> {
+    match unmount_stack(root, UnmountFlags::NOFOLLOW) {
+        Ok(()) if !may_have_mounts_below(root) => return None,
+        Ok(()) => {}
+        // Something below it, or somebody in it: find out.
+        Err(_) => {}
+    }
+    let mut points = mount_points_below(root);
+    points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
+    let mut failed = None;
+    for point in points {
+        if unmount_stack(&point, UnmountFlags::NOFOLLOW).is_ok() {
+            continue;
+        }
+        if let Err(e) = unmount_stack(&point, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH) {
+            failed.get_or_insert((point, e.raw_os_error()));
+        }
+    }
+    failed
+}
+
+/// After the rootfs itself has gone, mounts can only remain below it if it was a plain directory with mounts inside.
+fn may_have_mounts_below(root: &Path) -> bool {
+    std::fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn unmount_stack(point: &Path, flags: UnmountFlags) -> rustix::io::Result<()> {
+    for _ in 0..MAX_STACKED {
+        match rustix::mount::unmount(point, flags) {
+            Ok(()) => {}
+            // Not a mount point, or not there.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn mount_points_below(root: &Path) -> Vec<PathBuf> {
+    let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
+    let table = read_bounded(Path::new("/proc/self/mountinfo"), MAX_MOUNTINFO).unwrap_or_default();
+    table
+        .split(|b| *b == b'\n')
+        .filter_map(|line| line.split(|b| *b == b' ').nth(4))
+        .map(unescape)
+        .filter(|point| point.starts_with(&root))
+        .collect()
+}
+
+/// proc_pid_mountinfo(5) writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        if let (b'\\', Some(&[a, b, c])) = (*first, tail.first_chunk::<3>())
+            && [a, b, c].iter().all(|d| (b'0'..=b'7').contains(d))
+        {
+            bytes.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
+            rest = &tail[3..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    PathBuf::from(std::ffi::OsStr::from_bytes(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn options_become_flags_and_data() {
+        let parsed = parse(&words("ro nosuid rbind rprivate lowerdir=/a:/b index=off")).unwrap();
+        assert_eq!(
+            parsed.flags,
+            MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::BIND | MountFlags::REC
+        );
+        assert_eq!(parsed.propagation, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC);
+        assert_eq!(parsed.data, words("lowerdir=/a:/b index=off"));
+        assert_eq!(parse(&words("ro rw")).unwrap().flags, MountFlags::empty());
+        assert!(matches!(parse(&words("X-containerd.x=1")), Err(MountError::Internal(_))));
+    }
+
+    #[test]
+    fn targets_stay_below_the_rootfs() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc", dir.path().join("out")).unwrap();
+        assert_eq!(beneath(dir.path(), "").unwrap(), dir.path());
+        assert_eq!(beneath(dir.path(), "/a/b").unwrap(), dir.path().join("a/b"));
+        assert!(beneath(dir.path(), "../x").is_err());
+        assert!(beneath(dir.path(), "out").is_err());
+    }
+
+    #[test]
+    fn layers_share_a_directory() {
+        assert_eq!(common_directory(&["/s/12/fs", "/s/1/fs"]).as_deref(), Some("/s"));
+        assert_eq!(common_directory(&["/a/fs", "/b/fs"]), None);
+    }
+
+    #[test]
+    fn mountinfo_escapes() {
+        assert_eq!(unescape(br"/a\040b\134c"), Path::new(r"/a b\c"));
+        assert_eq!(unescape(br"/a\04"), Path::new(r"/a\04"));
+    }
+}

@@ -1,0 +1,75 @@
+//! The runtime's options (`api/types/runc/options/oci.proto`), as protobuf and as the bundle's `options.json`.
+
+use serde::{Deserialize, Serialize};
+
+/// Type URL of [`Options`].
+pub const OPTIONS_URL: &str = "containerd.runc.v1.Options";
+/// Type URL of [`ProcessDetails`].
+pub const PROCESS_DETAILS_URL: &str = "containerd.runc.v1.ProcessDetails";
+
+/// `containerd.runc.v1.Options`. The JSON names are those of the Go shim's `options.json`,
+/// so that either shim can delete the other's bundle.
+#[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// Do not pivot_root (rootfs on a ramdisk).
+    #[prost(bool, tag = "1")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_pivot_root: bool,
+    /// Do not create a new session keyring.
+    #[prost(bool, tag = "2")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_new_keyring: bool,
+    /// cgroup for the shim itself.
+    #[prost(string, tag = "3")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub shim_cgroup: String,
+    /// Owner of the I/O pipes.
+    #[prost(uint32, tag = "4")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub io_uid: u32,
+    /// Group of the I/O pipes.
+    #[prost(uint32, tag = "5")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub io_gid: u32,
+    /// OCI runtime: a name to find in PATH, or a path.
+    #[prost(string, tag = "6")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub binary_name: String,
+    /// State directory of the OCI runtime.
+    #[prost(string, tag = "7")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub root: String,
+    /// Let systemd manage the cgroups.
+    #[prost(bool, tag = "9")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub systemd_cgroup: bool,
+    /// Where criu's images lie.
+    #[prost(string, tag = "10")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub criu_image_path: String,
+    /// criu's work directory.
+    #[prost(string, tag = "11")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub criu_work_path: String,
+    /// Address of an existing shim; read by containerd, not by us.
+    #[prost(string, tag = "12")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub task_api_address: String,
+    /// Task API version of that shim.
+    #[prost(uint32, tag = "13")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub task_api_version: u32,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// `containerd.runc.v1.ProcessDetails`: names the exec behind a pid.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ProcessDetails {
+    /// The exec's id.
+    #[prost(string, tag = "1")]
+    pub exec_id: String,
+}

@@ -1,0 +1,388 @@
+//! Serves calls: a task a connection, a task a call.
+
+use super::{
+    Code, Reply, Status,
+    frame::{HEADER, Header, Kind, MAX_MESSAGE, Request, response_frame},
+};
+use prost::Message;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::Future,
+    io,
+    pin::Pin,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Notify,
+};
+
+/// Connections at once. containerd holds one; tools and tests a few more. More are closed on arrival.
+const MAX_CONNECTIONS: usize = 256;
+/// Calls of one connection that are not answered yet. A Wait is one, for as long as its process lives. More are refused.
+const MAX_CALLS: usize = 4096;
+/// Bytes of answers that wait for a client to read them. One that lets more pile up is cut off.
+const MAX_UNREAD: usize = 8 << 20;
+/// Bytes read at once.
+const CHUNK: usize = 4096;
+
+/// Takes calls.
+pub trait Handler {
+    /// Handles one call. The future is driven to its end even if the caller hangs up.
+    fn handle(&self, call: Call) -> Pin<Box<dyn Future<Output = Reply>>>;
+}
+
+/// One call.
+pub struct Call {
+    /// Full service name.
+    pub service: String,
+    /// Method name.
+    pub method: String,
+    /// The encoded request message.
+    pub payload: Vec<u8>,
+    /// The time that the caller gives it.
+    pub timeout: Option<Duration>,
+    /// Tells whether anybody still wants the answer.
+    pub abandoned: Abandoned,
+}
+
+/// Resolves when nobody wants the answer any more: for calls that only wait, such as Wait.
+#[derive(Clone, Default)]
+pub struct Abandoned(Rc<(Cell<bool>, Notify)>);
+
+impl Abandoned {
+    /// Waits until the caller is gone or its time is over.
+    pub async fn wait(&self) {
+        loop {
+            let notified = self.0.1.notified();
+            if self.0.0.get() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Nobody wants the answer.
+    pub fn set(&self) {
+        self.0.0.set(true);
+        self.0.1.notify_waiters();
+    }
+}
+
+/// What the server has in hand.
+#[derive(Default)]
+pub struct Load {
+    /// Open connections.
+    pub connections: Cell<usize>,
+    /// Calls without an answer.
+    pub calls: Cell<usize>,
+    /// Bytes of answers that no client has read.
+    pub unread: Cell<usize>,
+}
+
+/// Accepts connections until the returned future is dropped; connections live on until their clients go.
+pub async fn serve(listener: UnixListener, handler: Rc<dyn Handler>, load: Rc<Load>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => admit(stream, &handler, &load),
+            Err(e) => {
+                // EMFILE and the like: whoever waits in the backlog is served when it passes.
+                log::error!("accept: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Only our own user (root) may speak, and not all at once.
+fn admit(stream: UnixStream, handler: &Rc<dyn Handler>, load: &Rc<Load>) {
+    let own = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == own || peer.uid() == 0 => {}
+        Ok(peer) => return log::warn!("connection refused uid={}", peer.uid()),
+        Err(e) => return log::warn!("connection refused: peer's credentials: {e}"),
+    }
+    if load.connections.get() >= MAX_CONNECTIONS {
+        return log::warn!("connection refused: {MAX_CONNECTIONS} are open");
+    }
+    add(&load.connections, 1);
+    let (handler, load) = (Rc::clone(handler), Rc::clone(load));
+    tokio::task::spawn_local(async move {
+        let shared = Rc::new(Shared::new(Rc::clone(&load)));
+        if let Err(e) = Client::new(stream, handler, Rc::clone(&shared)).run().await {
+            log::debug!("connection closed: {e}");
+        }
+        shared.hung_up();
+        subtract(&load.connections, 1);
+    });
+}
+
+fn add(counter: &Cell<usize>, n: usize) {
+    counter.set(counter.get() + n);
+}
+
+fn subtract(counter: &Cell<usize>, n: usize) {
+    counter.set(counter.get() - n);
+}
+
+/// What a connection shares with the calls that it began.
+struct Shared {
+    load: Rc<Load>,
+    outbox: RefCell<VecDeque<Vec<u8>>>,
+    unread: Cell<usize>,
+    closed: Cell<bool>,
+    filled: Notify,
+    calls: RefCell<Vec<(u32, Abandoned)>>,
+}
+
+impl Shared {
+    fn new(load: Rc<Load>) -> Self {
+        Self {
+            load,
+            outbox: RefCell::default(),
+            unread: Cell::default(),
+            closed: Cell::default(),
+            filled: Notify::new(),
+            calls: RefCell::default(),
+        }
+    }
+
+    fn answer(&self, stream: u32, reply: Reply) {
+        self.calls.borrow_mut().retain(|(id, _)| *id != stream);
+        if self.closed.get() {
+            return;
+        }
+        let frame = response_frame(stream, reply);
+        add(&self.unread, frame.len());
+        add(&self.load.unread, frame.len());
+        self.outbox.borrow_mut().push_back(frame);
+        self.filled.notify_one();
+    }
+
+    fn hung_up(&self) {
+        self.closed.set(true);
+        self.outbox.take();
+        subtract(&self.load.unread, self.unread.take());
+        for (_, abandoned) in self.calls.take() {
+            abandoned.set();
+        }
+    }
+}
+
+struct Client {
+    stream: UnixStream,
+    handler: Rc<dyn Handler>,
+    shared: Rc<Shared>,
+    /// Read, not yet understood.
+    inbox: Vec<u8>,
+    /// Bytes of an oversized message that are still to be thrown away.
+    discard: usize,
+    /// Bytes of the outbox's first frame that are written.
+    written: usize,
+    last_stream: u32,
+}
+
+impl Client {
+    fn new(stream: UnixStream, handler: Rc<dyn Handler>, shared: Rc<Shared>) -> Self {
+        Self { stream, handler, shared, inbox: Vec::new(), discard: 0, written: 0, last_stream: 0 }
+    }
+
+    async fn run(mut self) -> io::Result<()> {
+        loop {
+            self.write()?;
+            if self.shared.unread.get() > MAX_UNREAD {
+                return Err(io::Error::other("the client does not read its answers"));
+            }
+            let wants_to_write = !self.shared.outbox.borrow().is_empty();
+            tokio::select! {
+                ready = self.stream.readable() => {
+                    ready?;
+                    if !self.read()? {
+                        return Ok(());
+                    }
+                }
+                ready = self.stream.writable(), if wants_to_write => ready?,
+                () = self.shared.filled.notified() => {}
+            }
+        }
+    }
+
+    /// Writes as much as the socket takes.
+    fn write(&mut self) -> io::Result<()> {
+        let mut outbox = self.shared.outbox.borrow_mut();
+        while let Some(frame) = outbox.front() {
+            match self.stream.try_write(&frame[self.written..]) {
+                Ok(n) => {
+                    self.written += n;
+                    subtract(&self.shared.unread, n);
+                    subtract(&self.shared.load.unread, n);
+                    if self.written == frame.len() {
+                        self.written = 0;
+                        outbox.pop_front();
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+        outbox.shrink_to(0);
+        Ok(())
+    }
+
+    /// Reads what is there, at most a message's worth. `false`: the client is gone.
+    fn read(&mut self) -> io::Result<bool> {
+        let mut chunk = [0; CHUNK];
+        for _ in 0..MAX_MESSAGE / CHUNK {
+            match self.stream.try_read(&mut chunk) {
+                Ok(0) => return Ok(false),
+                Ok(n) => {
+                    self.take(&chunk[..n]);
+                    if n < CHUNK {
+                        return Ok(true);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes bytes in; begins the calls that are whole.
+    fn take(&mut self, bytes: &[u8]) {
+        self.inbox.extend_from_slice(bytes);
+        loop {
+            let thrown = self.discard.min(self.inbox.len());
+            self.inbox.drain(..thrown);
+            self.discard -= thrown;
+            let Some(header) = Header::parse(&self.inbox) else { break };
+            if header.length > MAX_MESSAGE {
+                let message =
+                    format!("message length {} exceed maximum message size of {MAX_MESSAGE}", header.length);
+                self.shared.answer(header.stream, Err(Status::new(Code::ResourceExhausted, message)));
+                self.last_stream = self.last_stream.max(header.stream);
+                self.inbox.drain(..HEADER);
+                self.discard = header.length;
+                continue;
+            }
+            let end = HEADER + header.length;
+            if self.inbox.len() < end {
+                break;
+            }
+            let frame: Vec<u8> = self.inbox.drain(..end).collect();
+            self.begin(header, &frame[HEADER..]);
+        }
+        if self.inbox.is_empty() {
+            self.inbox = Vec::new();
+        }
+    }
+
+    fn begin(&mut self, header: Header, body: &[u8]) {
+        let refuse =
+            |code, message: String| self.shared.answer(header.stream, Err(Status::new(code, message)));
+        if header.stream % 2 == 0 {
+            return refuse(
+                Code::InvalidArgument,
+                "StreamID must be odd for client initiated streams".to_owned(),
+            );
+        }
+        if header.kind != Kind::Request {
+            return refuse(Code::InvalidArgument, format!("unexpected message {:?}", header.kind));
+        }
+        if header.stream <= self.last_stream {
+            return refuse(Code::InvalidArgument, "StreamID cannot be re-used and must increment".to_owned());
+        }
+        let request = match Request::decode(body) {
+            Ok(request) => request,
+            Err(e) => return refuse(Code::InvalidArgument, format!("unmarshal request: {e}")),
+        };
+        if self.shared.calls.borrow().len() >= MAX_CALLS {
+            return refuse(Code::ResourceExhausted, format!("{MAX_CALLS} calls are unanswered"));
+        }
+        self.last_stream = header.stream;
+        let timeout = request.timeout();
+        let abandoned = Abandoned::default();
+        self.shared.calls.borrow_mut().push((header.stream, abandoned.clone()));
+        let Request { service, method, payload, .. } = request;
+        let answer = self.handler.handle(Call { service, method, payload, timeout, abandoned });
+        let shared = Rc::clone(&self.shared);
+        add(&shared.load.calls, 1);
+        tokio::task::spawn_local(async move {
+            let reply = answer.await;
+            subtract(&shared.load.calls, 1);
+            shared.answer(header.stream, reply);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Connection, *};
+
+    struct Echo;
+
+    impl Handler for Echo {
+        fn handle(&self, call: Call) -> Pin<Box<dyn Future<Output = Reply>>> {
+            Box::pin(async move {
+                match call.method.as_str() {
+                    "Echo" => Ok(call.payload),
+                    "Never" => {
+                        call.abandoned.wait().await;
+                        Ok(Vec::new())
+                    }
+                    _ => Err(Status::new(Code::Unimplemented, "no")),
+                }
+            })
+        }
+    }
+
+    fn with_server(test: impl AsyncFnOnce(&std::path::Path)) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let listener = UnixListener::bind(&path).unwrap();
+            let server = tokio::task::spawn_local(serve(listener, Rc::new(Echo), Rc::default()));
+            test(&path).await;
+            server.abort();
+        });
+    }
+
+    #[test]
+    fn calls_are_answered_in_any_order_and_sizes() {
+        with_server(async |path| {
+            let mut client = Connection::connect(path).await.unwrap();
+            let never = client.send("s", "Never", &[], None).await.unwrap();
+            for size in [0, 1, 4095, 4096, 100_000, 4_000_000] {
+                let payload = vec![7; size];
+                let stream = client.send("s", "Echo", &payload, None).await.unwrap();
+                let (id, reply) = client.receive().await.unwrap();
+                assert_eq!((id, reply.unwrap()), (stream, payload));
+                assert_ne!(id, never);
+            }
+        });
+    }
+
+    #[test]
+    fn oversized_even_and_reused_streams_are_refused_and_the_connection_goes_on() {
+        use tokio::io::AsyncWriteExt;
+        with_server(async |path| {
+            let mut client = Connection::connect(path).await.unwrap();
+            let mut oversized = Vec::new();
+            let length = MAX_MESSAGE + 1;
+            oversized.extend_from_slice(&u32::try_from(length).unwrap().to_be_bytes());
+            oversized.extend_from_slice(&[0, 0, 0, 1, 1, 0]);
+            oversized.resize(HEADER + length, 0);
+            client.raw().write_all(&oversized).await.unwrap();
+            assert_eq!(client.receive().await.unwrap().1.unwrap_err().code, Code::ResourceExhausted as i32);
+            let request = Request { service: "s".into(), method: "Echo".into(), ..Request::default() };
+            for (stream, fine) in [(3, true), (4, false), (0, false), (3, false), (9, true)] {
+                client.raw().write_all(&super::super::request_frame(stream, &request)).await.unwrap();
+                let (id, reply) = client.receive().await.unwrap();
+                assert_eq!((id, reply.is_ok()), (stream, fine));
+            }
+        });
+    }
+}

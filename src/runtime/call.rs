@@ -1,0 +1,210 @@
+//! One call of the runtime: spawned, awaited, killed at its deadline.
+
+use super::{Failure, Runtime};
+use crate::{
+    exits::{BirthGuard, Reaper},
+    id::Id,
+    sys,
+};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    process::{Command, Stdio},
+    rc::Rc,
+    time::Duration,
+};
+
+/// Time for calls that run a container's hooks or start its program: create, start, exec. Hooks may pull volumes; the
+/// caller's own deadline is usually shorter.
+const LONG: Duration = Duration::from_secs(600);
+/// Time for everything else. `delete` waits for cgroups to empty.
+const SHORT: Duration = Duration::from_secs(60);
+/// Most bytes of output that a call may produce; what it writes beyond fails with EPERM. Sparse: only what is written costs.
+const MAX_CAPTURED: u64 = 16 << 20;
+
+/// Whether a call may leave a process behind that is to be a container's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Births {
+    /// create, exec.
+    Possible,
+    /// All others.
+    None,
+}
+
+/// Standard streams of a call.
+pub enum CallStdio {
+    /// Both outputs are kept for the error message; stdin is /dev/null or, if given, this file.
+    Captured {
+        /// What the runtime reads.
+        stdin: Option<OwnedFd>,
+    },
+    /// They become the container process's own.
+    Process {
+        /// Its stdin.
+        stdin: Stdio,
+        /// Its stdout.
+        stdout: Stdio,
+        /// Its stderr.
+        stderr: Stdio,
+    },
+}
+
+/// Calls runtimes on behalf of the shim.
+#[derive(Clone)]
+pub struct Caller {
+    reaper: Rc<Reaper>,
+}
+
+impl Caller {
+    /// Children of these calls are reaped by `reaper`.
+    pub fn new(reaper: Rc<Reaper>) -> Self {
+        Self { reaper }
+    }
+
+    /// `create`. The guard of the birth is returned as well: hold it until the new process is watched.
+    pub async fn create(
+        &self,
+        runtime: &Runtime,
+        id: &Id,
+        arguments: &[&str],
+        stdio: CallStdio,
+    ) -> (Result<(), Failure>, BirthGuard) {
+        let mut command = runtime.command();
+        command.arg("create").arg("--bundle").arg(&runtime.bundle).args(arguments).arg(id.as_str());
+        let birth = self.reaper.birth();
+        let log = runtime.bundle.join("log.json");
+        (self.run(command, log, stdio, LONG).await, birth)
+    }
+
+    /// `exec --detach`. Its errors go to a log of its own, so that concurrent execs do not read each other's.
+    pub async fn exec(
+        &self,
+        runtime: &Runtime,
+        id: &Id,
+        exec: &Id,
+        arguments: &[&str],
+        stdio: CallStdio,
+    ) -> (Result<(), Failure>, BirthGuard) {
+        let log = runtime.bundle.join(format!("{exec}.log.json"));
+        let mut command = runtime.command_logging_to(&log);
+        command.arg("exec").args(arguments).arg("--detach").arg(id.as_str());
+        let birth = self.reaper.birth();
+        let result = self.run(command, log.clone(), stdio, LONG).await;
+        let _ = std::fs::remove_file(log);
+        (result, birth)
+    }
+
+    /// `start`, which also runs hooks.
+    pub async fn start(&self, runtime: &Runtime, id: &Id) -> Result<(), Failure> {
+        self.simple(runtime, &["start", id.as_str()], LONG).await
+    }
+
+    /// Any other command: delete, kill, pause, resume.
+    pub async fn command(&self, runtime: &Runtime, arguments: &[&str]) -> Result<(), Failure> {
+        self.simple(runtime, arguments, SHORT).await
+    }
+
+    /// `update --resources -`, with the resources on stdin.
+    pub async fn update(&self, runtime: &Runtime, id: &Id, resources: &[u8]) -> Result<(), Failure> {
+        let stdin = sealed_input(resources)
+            .map_err(|e| Failure::NotStarted { reason: format!("keep the resources: {e}") })?;
+        let mut command = runtime.command();
+        command.args(["update", "--resources", "-", id.as_str()]);
+        let log = runtime.bundle.join("log.json");
+        self.run(command, log, CallStdio::Captured { stdin: Some(stdin) }, SHORT).await
+    }
+
+    async fn simple(&self, runtime: &Runtime, arguments: &[&str], deadline: Duration) -> Result<(), Failure> {
+        let mut command = runtime.command();
+        command.args(arguments);
+        let log = runtime.bundle.join("log.json");
+        self.run(command, log, CallStdio::Captured { stdin: None }, deadline).await
+    }
+
+    async fn run(
+        &self,
+        mut command: Command,
+        log: PathBuf,
+        stdio: CallStdio,
+        deadline: Duration,
+    ) -> Result<(), Failure> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let offset = std::fs::metadata(&log).map_or(0, |m| m.len());
+        let captured = attach(&mut command, stdio)
+            .map_err(|e| Failure::NotStarted { reason: format!("capture the output of {name}: {e}") })?;
+        let pid = sys::spawn::dependent(&mut command).map_err(|e| Failure::NotStarted {
+            reason: match e.kind() {
+                // Go's words; users and tests search for them.
+                io::ErrorKind::NotFound => format!("exec: {name:?}: executable file not found in $PATH"),
+                _ => format!("fork/exec {name}: {e}"),
+            },
+        })?;
+        // Our ends of the container's pipes must not outlive the spawn.
+        drop(command);
+        let ended = self.reaper.watch_child(pid);
+        let status = match tokio::time::timeout(deadline, ended).await {
+            Ok(status) => status,
+            Err(_) => {
+                log::error!("runtime call killed at its deadline pid={pid} seconds={}", deadline.as_secs());
+                self.reaper.signal_child(pid, libc::SIGKILL);
+                return Err(Failure::DeadlineExceeded { seconds: deadline.as_secs() });
+            }
+        };
+        if status == 0 {
+            return Ok(());
+        }
+        let output = captured.map(|file| written(file)).unwrap_or_default();
+        let how = match status {
+            1..=127 => format!("{name} did not terminate successfully: exit status {status}"),
+            _ => format!("{name} did not terminate successfully: signal {}", status - 128),
+        };
+        Err(Failure::of_call(how, &log, offset, &output))
+    }
+}
+
+/// Connects the streams; returns the file that captures the output, if one does.
+///
+/// A memfd needs no reader: however much the runtime prints, it never waits for us, and we never wait for a grandchild
+/// that keeps a pipe open.
+fn attach(command: &mut Command, stdio: CallStdio) -> io::Result<Option<OwnedFd>> {
+    match stdio {
+        CallStdio::Process { stdin, stdout, stderr } => {
+            command.stdin(stdin).stdout(stdout).stderr(stderr);
+            Ok(None)
+        }
+        CallStdio::Captured { stdin } => {
+            let file =
+                rustix::fs::memfd_create(c"runtime-output", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+            rustix::fs::ftruncate(&file, MAX_CAPTURED)?;
+            rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK)?;
+            command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
+            command.stdout(file.try_clone()?).stderr(file.try_clone()?);
+            Ok(Some(file))
+        }
+    }
+}
+
+/// What was written: the descriptors share one offset, which says how much.
+fn written(file: OwnedFd) -> Vec<u8> {
+    /// Only the end goes into an error.
+    const TAIL: u64 = 8 << 10;
+    let end = rustix::fs::tell(file.as_fd()).unwrap_or(0);
+    let from = end.saturating_sub(TAIL);
+    let mut bytes = vec![0; usize::try_from(end - from).unwrap_or(0)];
+    let read = rustix::io::pread(file.as_fd(), &mut bytes, from).unwrap_or(0);
+    bytes.truncate(read);
+    bytes
+}
+
+fn sealed_input(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let file = rustix::fs::memfd_create(c"runtime-input", MemfdFlags::CLOEXEC)?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let n = rustix::io::write(file.as_fd(), rest)?;
+        rest = &rest[n..];
+    }
+    rustix::fs::seek(file.as_fd(), SeekFrom::Start(0))?;
+    Ok(file)
+}

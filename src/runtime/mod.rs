@@ -1,0 +1,73 @@
+//! The OCI runtime (runc, crun …) by its command line.
+//!
+//! Enters: what to do with which container. Leaves: done, or a [`Failure`] in the words that clients know.
+//! Never here: container state. Never a wait without a deadline.
+
+mod call;
+mod failure;
+
+pub use call::{Births, CallStdio, Caller};
+pub use failure::Failure;
+
+use crate::{bundle::Bundle, id::Id, protocol::options::Options};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// State directory of the runtime unless the options name one; below it a directory a namespace.
+const DEFAULT_ROOT: &str = "/run/containerd/runc";
+/// The runtime unless the options name one.
+const DEFAULT_BINARY: &str = "runc";
+
+/// How one container's runtime is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runtime {
+    binary: String,
+    root: PathBuf,
+    systemd_cgroup: bool,
+    bundle: PathBuf,
+}
+
+impl Runtime {
+    /// The runtime that the options ask for.
+    pub fn new(options: &Options, namespace: &Id, bundle: &Bundle) -> Self {
+        let or =
+            |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
+        Self {
+            binary: or(&options.binary_name, DEFAULT_BINARY),
+            root: Path::new(&or(&options.root, DEFAULT_ROOT)).join(namespace.as_str()),
+            systemd_cgroup: options.systemd_cgroup,
+            bundle: bundle.path().to_owned(),
+        }
+    }
+
+    /// Name or path of the binary.
+    pub fn binary(&self) -> &str {
+        &self.binary
+    }
+
+    /// Whether the runtime still has state for this container.
+    pub fn knows(&self, id: &Id) -> bool {
+        self.root.join(id.as_str()).exists()
+    }
+
+    /// The command with its global flags, running in the bundle; errors go to the bundle's log.json.
+    pub fn command(&self) -> Command {
+        self.command_logging_to(&self.bundle.join("log.json"))
+    }
+
+    fn command_logging_to(&self, log: &Path) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg("--root").arg(&self.root).arg("--log").arg(log).args(["--log-format", "json"]);
+        if self.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        if self.bundle.is_dir() {
+            command.current_dir(&self.bundle);
+        }
+        // Readiness of containerd's own unit is none of the runtime's business (go-runc does the same).
+        command.env_remove("NOTIFY_SOCKET");
+        command
+    }
+}

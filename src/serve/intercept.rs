@@ -1,0 +1,152 @@
+//! What wraps every call, outermost first: log, deadline, panic.
+
+use super::{idle::Idle, services::Services};
+use crate::rpc::{Abandoned, Call, Code, Handler, Reply, Status};
+use std::{
+    cell::RefCell,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+type Answer = Pin<Box<dyn Future<Output = Reply>>>;
+
+/// What interceptors know of a call.
+struct About {
+    method: String,
+    timeout: Option<Duration>,
+    abandoned: Abandoned,
+}
+
+/// Wraps the rest of the chain.
+type Interceptor = fn(&Rc<About>, Answer) -> Answer;
+
+const CHAIN: [Interceptor; 3] = [log_call, bound_time, catch_panic];
+
+/// Hands calls through the chain to their service.
+pub(super) struct Interceptors {
+    services: Services,
+    idle: Rc<Idle>,
+}
+
+impl Interceptors {
+    pub(super) fn new(services: Services, idle: Rc<Idle>) -> Self {
+        Self { services, idle }
+    }
+}
+
+impl Handler for Interceptors {
+    fn handle(&self, call: Call) -> Answer {
+        self.idle.disturb();
+        let about = Rc::new(About {
+            method: call.method.clone(),
+            timeout: call.timeout,
+            abandoned: call.abandoned.clone(),
+        });
+        let answer = match self.services.iter().find(|(name, _)| *name == call.service) {
+            Some((_, service)) => service.call(call),
+            None => {
+                let refusal = Status::new(Code::Unimplemented, format!("service {}", call.service));
+                Box::pin(async { Err(refusal) })
+            }
+        };
+        CHAIN.iter().rev().fold(answer, |inner, wrap| wrap(&about, inner))
+    }
+}
+
+/// Each call with its duration, at debug; a fault of ours at error.
+fn log_call(about: &Rc<About>, inner: Answer) -> Answer {
+    let about = Rc::clone(about);
+    Box::pin(async move {
+        let begun = Instant::now();
+        let reply = inner.await;
+        let took = begun.elapsed().as_micros();
+        match &reply {
+            Ok(_) => log::debug!("call method={} us={took}", about.method),
+            Err(e) if e.code == Code::Internal as i32 => {
+                log::error!("call method={} us={took} error={e}", about.method);
+            }
+            Err(e) => log::debug!("call method={} us={took} error={e}", about.method),
+        }
+        reply
+    })
+}
+
+/// Answers DeadlineExceeded when the caller's time is over. The work goes on: it may be half done.
+fn bound_time(about: &Rc<About>, inner: Answer) -> Answer {
+    let Some(timeout) = about.timeout else { return inner };
+    let about = Rc::clone(about);
+    Box::pin(async move {
+        let work = tokio::task::spawn_local(inner);
+        match tokio::time::timeout(timeout, work).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(e)) => Err(Status::new(Code::Internal, format!("call ended early: {e}"))),
+            Err(_) => {
+                about.abandoned.set();
+                Err(Status::new(Code::DeadlineExceeded, "context deadline exceeded"))
+            }
+        }
+    })
+}
+
+/// A panic in one call is that call's error; the others, and their containers, live on.
+fn catch_panic(_about: &Rc<About>, inner: Answer) -> Answer {
+    let inner = RefCell::new(inner);
+    Box::pin(std::future::poll_fn(move |context| {
+        let mut inner = inner.borrow_mut();
+        match catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll(context))) {
+            Ok(poll) => poll,
+            // The hook has logged where.
+            Err(_) => {
+                std::task::Poll::Ready(Err(Status::new(Code::Internal, "the shim failed in this call")))
+            }
+        }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(interceptor: Interceptor, timeout: Option<Duration>, inner: Answer) -> (Reply, Rc<About>) {
+        let about = Rc::new(About { method: "M".into(), timeout, abandoned: Abandoned::default() });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let reply = tokio::task::LocalSet::new().block_on(&runtime, interceptor(&about, inner));
+        (reply, about)
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let (reply, _) = run(catch_panic, None, Box::pin(async { panic!("boom") }));
+        assert_eq!(reply.unwrap_err().code, Code::Internal as i32);
+    }
+
+    #[test]
+    fn the_callers_time_bounds_the_answer_and_not_the_work() {
+        let done = Rc::new(std::cell::Cell::new(false));
+        let work = {
+            let done = Rc::clone(&done);
+            Box::pin(async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                done.set(true);
+                Ok(Vec::new())
+            })
+        };
+        let about = Rc::new(About {
+            method: "M".into(),
+            timeout: Some(Duration::from_millis(5)),
+            abandoned: Abandoned::default(),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let reply = bound_time(&about, work).await;
+            assert_eq!(reply.unwrap_err().code, Code::DeadlineExceeded as i32);
+            about.abandoned.wait().await;
+            while !done.get() {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+}

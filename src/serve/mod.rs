@@ -1,0 +1,152 @@
+//! The daemon: inherits the listener, serves, drains, ends. One thread; nothing in its loop blocks.
+
+mod dump;
+mod idle;
+mod intercept;
+mod services;
+
+pub use services::Service;
+
+use crate::{
+    args::Common,
+    events::{EventQueue, Publisher},
+    exits::Reaper,
+    rpc::{self, Load},
+    shim::Shim,
+    sys,
+};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    task::LocalSet,
+};
+
+/// Where `start` leaves the listener.
+const LISTENER: i32 = 3;
+/// How long events may take to be acknowledged when the shim is asked to end.
+const FLUSH_AFTER_SHUTDOWN: Duration = Duration::from_secs(30);
+/// The same after SIGTERM: the host may be going down, and waits.
+const FLUSH_AFTER_SIGNAL: Duration = Duration::from_millis(1500);
+/// How long the last answers may take to be read.
+const FLUSH_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Why the daemon could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// No listener.
+    #[error("inherit the listening socket")]
+    Listener(#[source] io::Error),
+    /// The log fifo.
+    #[error("open the log")]
+    Log(#[source] io::Error),
+    /// The kernel refused something at the beginning.
+    #[error("{0}")]
+    Setup(&'static str, #[source] io::Error),
+}
+
+/// Runs the daemon to its end.
+pub fn run(common: &Common) -> Result<(), ServeError> {
+    sys::fd::close_from(LISTENER + 1);
+    let listener = match &common.socket {
+        None => sys::fd::inherited(LISTENER).map_err(ServeError::Listener)?,
+        Some(path) => std::os::unix::net::UnixListener::bind(path).map_err(ServeError::Listener)?.into(),
+    };
+    sys::malloc::tune();
+    crate::log::open(Path::new("log"), common.debug).map_err(ServeError::Log)?;
+    std::panic::set_hook(Box::new(|panic| log::error!("panic: {panic}")));
+    sys::signals::survive_harmless();
+    sys::process::become_subreaper().map_err(|e| ServeError::Setup("become a subreaper", e))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(|e| ServeError::Setup("make the event loop", e))?;
+    LocalSet::new().block_on(&runtime, serve(common, listener))
+}
+
+async fn serve(common: &Common, listener: OwnedFd) -> Result<(), ServeError> {
+    let setup = |what| move |e| ServeError::Setup(what, e);
+    let listener: std::os::unix::net::UnixListener = listener.into();
+    listener.set_nonblocking(true).map_err(ServeError::Listener)?;
+    let listener = UnixListener::from_std(listener).map_err(ServeError::Listener)?;
+    let socket = listener.local_addr().ok().and_then(|a| a.as_pathname().map(Path::to_owned));
+    let mut terminated = signal(SignalKind::terminate()).map_err(setup("watch SIGTERM"))?;
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(setup("watch SIGINT"))?;
+
+    let events = Rc::new(EventQueue::new(common.namespace.as_str()));
+    let reaper = Rc::new(Reaper::default());
+    let shim = Shim::new(common.namespace.clone(), Rc::clone(&reaper), Rc::clone(&events));
+    let load = Rc::new(Load::default());
+    let idle = Rc::new(idle::Idle::default());
+    let services = services::register(&shim);
+    let handler = Rc::new(intercept::Interceptors::new(services, Rc::clone(&idle)));
+
+    reap(&reaper, &shim).map_err(setup("watch SIGCHLD"))?;
+    dump::on_signal(&shim, &load).map_err(setup("watch SIGUSR1"))?;
+    tokio::task::spawn_local(idle.run());
+    match std::env::var("TTRPC_ADDRESS") {
+        Ok(address) if !address.is_empty() => {
+            tokio::task::spawn_local(Publisher::new(&address, Rc::clone(&events)).run());
+        }
+        _ => log::warn!("TTRPC_ADDRESS is not set: events stay here"),
+    }
+    let server = tokio::task::spawn_local(rpc::serve(listener, handler, Rc::clone(&load)));
+    log::debug!("shim serves namespace={} id={}", common.namespace, common.id);
+
+    let flush = tokio::select! {
+        () = shim.until_unneeded() => FLUSH_AFTER_SHUTDOWN,
+        _ = terminated.recv() => FLUSH_AFTER_SIGNAL,
+        _ = interrupted.recv() => FLUSH_AFTER_SIGNAL,
+    };
+    // The socket goes first: a containerd that comes back must not find a file behind which nobody answers.
+    remove_socket(socket);
+    server.abort();
+    let _ = tokio::time::timeout(FLUSH_ANSWERS, answers_read(&load)).await;
+    if tokio::time::timeout(flush, events.wait_empty()).await.is_err() {
+        log::error!("ends with events that containerd never took waiting={}", events.len());
+    }
+    log::debug!("shim ends namespace={} id={}", common.namespace, common.id);
+    Ok(())
+}
+
+/// Reaps whenever a child has ended.
+fn reap(reaper: &Rc<Reaper>, shim: &Rc<Shim>) -> io::Result<()> {
+    let mut child_ended = signal(SignalKind::child())?;
+    let (reaper, shim) = (Rc::clone(reaper), Rc::clone(shim));
+    tokio::task::spawn_local(async move {
+        loop {
+            tokio::select! {
+                _ = child_ended.recv() => {}
+                () = reaper.wants_reaping() => {}
+            }
+            for exited in reaper.reap() {
+                shim.process_exited(exited);
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn answers_read(load: &Load) {
+    /// The Shutdown that ends us is being answered while we look.
+    const GLANCE: Duration = Duration::from_millis(1);
+    tokio::time::sleep(GLANCE).await;
+    while load.unread.get() > 0 {
+        tokio::time::sleep(GLANCE).await;
+    }
+}
+
+fn remove_socket(path: Option<PathBuf>) {
+    if let Some(path) = path
+        && let Err(e) = std::fs::remove_file(&path)
+    {
+        log::warn!("remove {}: {e}", path.display());
+    }
+}

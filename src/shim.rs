@@ -1,0 +1,1027 @@
+//! The one owner of all containers. Commands and kernel events come in; the pure machine in `container/` decides; effects go out.
+//!
+//! A command borrows a container, decides, and lets go before it waits: no borrow lives across an await (clippy checks it).
+//! Commands run to their end even if their caller has gone.
+
+use crate::{
+    bundle::{Bundle, BundleError, RecordedExit},
+    cgroups::{Cgroup, OomWatch},
+    container::{Container, Effect, Event, Exit, Notice, PidNamespace, Refusal, Status, Stdio},
+    events::{EventQueue, Topic},
+    exits::{Exited, ProcessKey, Reaper},
+    id::Id,
+    io::{ConsoleSocket, Plan, ProcessIo, StdioError},
+    mount,
+    protocol::{Mount, Timestamp, events, options::Options},
+    rpc::Abandoned,
+    runtime::{self, CallStdio, Failure, Runtime},
+    sys,
+};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap, VecDeque},
+    os::unix::fs::DirBuilderExt,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::sync::{Notify, oneshot};
+
+/// How long Delete waits for the outputs to end when a grandchild keeps them open: upstream's figure.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long Delete waits for the exit of an init that the runtime has just killed.
+const EXIT_AFTER_DELETE: Duration = Duration::from_secs(5);
+/// How long mounting or unmounting a rootfs may take.
+const MOUNT_DEADLINE: Duration = Duration::from_secs(120);
+/// Containers of one shim. A pod has a few; more than this is a mistake of the caller.
+const MAX_CONTAINERS: usize = 4096;
+/// Execs of one container that are not deleted.
+const MAX_EXECS: usize = 8192;
+/// Transitions kept for the dump.
+const RING: usize = 128;
+/// After a Shutdown that came too early: how long the shim stays when its last container has gone. containerd usually asks again.
+const LINGER: Duration = Duration::from_secs(5);
+/// What waiters hear of an exec that never ran: containerd's "unknown" status.
+const UNKNOWN_STATUS: u32 = 255;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ShimError {
+    /// Unknown container; containerd's sentence.
+    #[error("container not created")]
+    NotCreated,
+    /// The id is taken.
+    #[error("container {0} already exists")]
+    Exists(Id),
+    /// A bound of ours.
+    #[error("more than {0} {1}")]
+    TooMany(usize, &'static str),
+    /// Not in this state.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The runtime failed.
+    #[error("{context}: {failure}")]
+    Runtime {
+        /// What was tried, in containerd's words.
+        context: &'static str,
+        /// What the runtime said.
+        failure: Failure,
+    },
+    /// Signal to a process that has ended; containerd's sentence.
+    #[error("process already finished")]
+    Finished,
+    /// Signal to a container that the runtime does not know; containerd's sentence.
+    #[error("no such container")]
+    NoSuchContainer,
+    /// Signal to an exec that was not started; containerd's sentence.
+    #[error("process not created")]
+    NotStarted,
+    /// The channels.
+    #[error("process I/O")]
+    Stdio(#[from] StdioError),
+    /// The bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The rootfs.
+    #[error("{context}: {reason}")]
+    Rootfs {
+        /// What was tried, in containerd's words.
+        context: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// Everything else that the kernel refused.
+    #[error("{verb}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No figures; containerd's sentence.
+    #[error("cgroup does not exist")]
+    NoCgroup,
+    /// Nobody waits any more.
+    #[error("the caller has gone")]
+    Abandoned,
+}
+
+/// Create, checked.
+#[derive(Debug)]
+pub struct Create {
+    /// Container id.
+    pub id: Id,
+    /// Its bundle.
+    pub bundle: Bundle,
+    /// Mounts of its rootfs.
+    pub rootfs: Vec<Mount>,
+    /// Its channels.
+    pub stdio: Stdio,
+    /// Runtime options.
+    pub options: Options,
+}
+
+/// What is known of a process.
+#[derive(Debug)]
+pub struct ProcessState {
+    /// The container's state, or the exec's.
+    pub status: crate::protocol::task::Status,
+    /// Its bundle.
+    pub bundle: String,
+    /// Its pid; 0 if it was never born.
+    pub pid: u32,
+    /// Its channels.
+    pub stdio: Stdio,
+    /// Its exit, once published.
+    pub exit: Option<Exit>,
+}
+
+/// The answer of Delete.
+#[derive(Clone, Copy, Debug)]
+pub struct Deleted {
+    /// The process's pid.
+    pub pid: u32,
+    /// Its exit; `None` if it never ran.
+    pub exit: Option<Exit>,
+}
+
+enum Slot {
+    /// Create is under way: the id is taken, the container not there yet.
+    Creating,
+    There(Box<Owned>),
+}
+
+/// A container's state, which is plain data, and what belongs to it and is not.
+struct Owned {
+    state: Container,
+    runtime: Runtime,
+    options: Options,
+    has_mounts: bool,
+    io: Rc<ProcessIo>,
+    exec_io: HashMap<Id, Rc<ProcessIo>>,
+    cgroup: Option<Rc<Cgroup>>,
+    oom: Option<Rc<OomWatch>>,
+    /// Deletes that came while one was under way: they get the same answer.
+    deleters: Vec<oneshot::Sender<Deleted>>,
+}
+
+/// All containers of one shim.
+pub struct Shim {
+    namespace: Id,
+    slots: RefCell<BTreeMap<Id, Slot>>,
+    waiters: RefCell<HashMap<ProcessKey, Vec<oneshot::Sender<Exit>>>>,
+    reaper: Rc<Reaper>,
+    runtimes: runtime::Caller,
+    events: Rc<EventQueue>,
+    ring: RefCell<VecDeque<String>>,
+    shutdown_asked: Cell<bool>,
+    ended: Cell<bool>,
+    changed: Notify,
+}
+
+impl Shim {
+    /// A shim without containers.
+    pub fn new(namespace: Id, reaper: Rc<Reaper>, events: Rc<EventQueue>) -> Rc<Self> {
+        Rc::new(Self {
+            namespace,
+            slots: RefCell::default(),
+            waiters: RefCell::default(),
+            runtimes: runtime::Caller::new(Rc::clone(&reaper)),
+            reaper,
+            events,
+            ring: RefCell::default(),
+            shutdown_asked: Cell::new(false),
+            ended: Cell::new(false),
+            changed: Notify::new(),
+        })
+    }
+
+    // ---- Create ------------------------------------------------------------------------------------------------------
+
+    /// Makes a container: rootfs mounted, `runtime create` done, its init watched. Returns the init's pid. On failure
+    /// everything is undone.
+    pub async fn create(self: &Rc<Self>, request: Create) -> Result<u32, ShimError> {
+        let reservation = self.reserve(&request.id)?;
+        let private = match request.bundle.has_private_pid_namespace() {
+            Ok(true) => PidNamespace::Private,
+            Ok(false) => PidNamespace::Shared,
+            Err(e) => return Err(e.into()),
+        };
+        request.bundle.write_options(&request.options)?;
+        self.mount_rootfs(&request).await?;
+        match self.create_process(&request, private).await {
+            Ok(pid) => {
+                reservation.fulfilled.set(true);
+                Ok(pid)
+            }
+            Err(e) => {
+                if !request.rootfs.is_empty()
+                    && let Err(reason) = self.unmount(&request.bundle).await
+                {
+                    log::warn!("unmount after a failed create container={}: {reason}", request.id);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn reserve(self: &Rc<Self>, id: &Id) -> Result<Reservation, ShimError> {
+        let mut slots = self.slots.borrow_mut();
+        if slots.contains_key(id) {
+            return Err(ShimError::Exists(id.clone()));
+        }
+        if slots.len() >= MAX_CONTAINERS {
+            return Err(ShimError::TooMany(MAX_CONTAINERS, "containers"));
+        }
+        slots.insert(id.clone(), Slot::Creating);
+        Ok(Reservation { shim: Rc::clone(self), id: id.clone(), fulfilled: Cell::new(false) })
+    }
+
+    async fn mount_rootfs(&self, request: &Create) -> Result<(), ShimError> {
+        if request.rootfs.is_empty() {
+            return Ok(());
+        }
+        let rootfs = request.bundle.rootfs();
+        match std::fs::DirBuilder::new().mode(0o711).create(&rootfs) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(ShimError::Io { verb: "create the rootfs directory", source: e });
+            }
+            _ => {}
+        }
+        let mounts = &request.rootfs;
+        self.in_helper(|| mount::mount_all(mounts, &rootfs).map_err(|e| chain(&e)))
+            .await
+            .map_err(|reason| ShimError::Rootfs { context: "failed to mount rootfs component", reason })
+    }
+
+    async fn create_process(
+        self: &Rc<Self>,
+        request: &Create,
+        pid_namespace: PidNamespace,
+    ) -> Result<u32, ShimError> {
+        let Create { id, bundle, options, .. } = request;
+        let runtime = Runtime::new(options, &self.namespace, bundle);
+        let io = ProcessIo::open(Plan::new(&request.stdio)?)?;
+        let console = io.is_terminal().then(|| ConsoleSocket::bind(bundle, "init")).transpose()?;
+        let pid_file = bundle.join("init.pid").to_string_lossy().into_owned();
+        let mut arguments = vec!["--pid-file", &pid_file];
+        if let Some(console) = &console {
+            arguments.extend(["--console-socket", console.name()]);
+        }
+        if options.no_pivot_root {
+            arguments.push("--no-pivot");
+        }
+        if options.no_new_keyring {
+            arguments.push("--no-new-keyring");
+        }
+        let stdio = call_stdio(&io, options)?;
+        let (result, birth) = self.runtimes.create(&runtime, id, &arguments, stdio).await;
+        let born = result
+            .map_err(|failure| ShimError::Runtime { context: "OCI runtime create failed", failure })
+            .and_then(|()| self.adopt(request, &runtime, &io, console.as_ref(), pid_namespace));
+        if born.is_err() {
+            io.close();
+            self.undo_create(&runtime, id).await;
+        }
+        drop(birth);
+        born
+    }
+
+    /// The runtime has made the container: takes its console, reads its pid, watches it, tells containerd.
+    fn adopt(
+        self: &Rc<Self>,
+        request: &Create,
+        runtime: &Runtime,
+        io: &Rc<ProcessIo>,
+        console: Option<&ConsoleSocket>,
+        pid_namespace: PidNamespace,
+    ) -> Result<u32, ShimError> {
+        let Create { id, bundle, options, stdio, rootfs } = request;
+        if let Some(console) = console {
+            io.attach_console(console.receive()?)?;
+        }
+        let pid = bundle.pid("init.pid")?;
+        let cgroup = Cgroup::of_process(pid).map(Rc::new);
+        if let Err(e) = &cgroup {
+            log::warn!("cgroup unknown container={id} pid={pid}: {e}");
+        }
+        let cgroup = cgroup.ok();
+        let oom = cgroup.as_deref().and_then(|cgroup| self.arm_oom_watch(id, cgroup));
+        let key = ProcessKey { container: id.clone(), exec: None };
+        let state = Container::new(id.clone(), bundle.path().to_owned(), pid, stdio.clone(), pid_namespace);
+        let owned = Owned {
+            state,
+            runtime: runtime.clone(),
+            options: options.clone(),
+            has_mounts: !rootfs.is_empty(),
+            io: Rc::clone(io),
+            exec_io: HashMap::new(),
+            cgroup,
+            oom,
+            deleters: Vec::new(),
+        };
+        self.reaper
+            .watch_process(pid, key)
+            .map_err(|source| ShimError::Io { verb: "watch the container's init", source })?;
+        self.slots.borrow_mut().insert(id.clone(), Slot::There(Box::new(owned)));
+        self.note(format!("{id} created pid={pid}"));
+        self.events.push(
+            Topic::Create,
+            &events::TaskCreate {
+                container_id: id.to_string(),
+                bundle: bundle.path().to_string_lossy().into_owned(),
+                rootfs: rootfs.clone(),
+                io: Some(events::TaskIo {
+                    stdin: stdio.stdin.clone(),
+                    stdout: stdio.stdout.clone(),
+                    stderr: stdio.stderr.clone(),
+                    terminal: stdio.terminal,
+                }),
+                checkpoint: String::new(),
+                pid,
+            },
+        );
+        Ok(pid)
+    }
+
+    /// A create that failed may have left state and a waiting init behind.
+    async fn undo_create(&self, runtime: &Runtime, id: &Id) {
+        if runtime.knows(id)
+            && let Err(e) = self.runtimes.command(runtime, &["delete", "--force", id.as_str()]).await
+        {
+            log::warn!("delete after a failed create container={id}: {e}");
+        }
+    }
+
+    fn arm_oom_watch(self: &Rc<Self>, id: &Id, cgroup: &Cgroup) -> Option<Rc<OomWatch>> {
+        let watch = match OomWatch::arm(cgroup) {
+            Ok(watch) => Rc::new(watch),
+            Err(e) => {
+                log::warn!("out-of-memory kills cannot be watched container={id}: {e}");
+                return None;
+            }
+        };
+        let (shim, id, weak) = (Rc::downgrade(self), id.clone(), Rc::downgrade(&watch));
+        let waiting = Rc::clone(&watch);
+        tokio::task::spawn_local(async move {
+            let mut waiting = Some(waiting);
+            while let Some(watch) = waiting.take() {
+                if watch.woken().await.is_err() || !watch.is_alive() {
+                    return;
+                }
+                drop(watch);
+                let Some(shim) = shim.upgrade() else { return };
+                shim.report_oom_kills(&id);
+                // The container owns the watch; when it has gone, so have we.
+                waiting = weak.upgrade();
+            }
+        });
+        Some(watch)
+    }
+
+    fn report_oom_kills(self: &Rc<Self>, id: &Id) {
+        let watch = self.with(id, |owned| owned.oom.clone()).ok().flatten();
+        for _ in 0..watch.map_or(0, |watch| watch.new_kills()) {
+            let _ = self.apply(id, Event::OomKilled);
+        }
+    }
+
+    // ---- Start -------------------------------------------------------------------------------------------------------
+
+    /// Starts the init. Returns its pid.
+    pub async fn start(self: &Rc<Self>, id: &Id) -> Result<u32, ShimError> {
+        self.apply(id, Event::StartRequested)?;
+        let (runtime, pid) = self.with(id, |owned| (owned.runtime.clone(), owned.state.init.pid))?;
+        match self.runtimes.start(&runtime, id).await {
+            Ok(()) => {
+                self.apply(id, Event::Started)?;
+                Ok(pid)
+            }
+            Err(failure) => {
+                self.apply(id, Event::StartFailed)?;
+                Err(ShimError::Runtime { context: "OCI runtime start failed", failure })
+            }
+        }
+    }
+
+    /// Adds an exec; nothing runs yet. `spec` is the process spec, JSON, as the runtime is to read it.
+    pub fn exec(self: &Rc<Self>, id: &Id, exec: Id, stdio: Stdio, spec: Vec<u8>) -> Result<(), ShimError> {
+        let plan = Plan::new(&stdio)?;
+        self.with(id, |owned| {
+            if owned.state.execs.len() >= MAX_EXECS {
+                return Err(ShimError::TooMany(MAX_EXECS, "execs in the container"));
+            }
+            Ok(())
+        })??;
+        self.apply(id, Event::ExecRequested { exec: exec.clone(), stdio, spec })?;
+        let io = match ProcessIo::open(plan) {
+            Ok(io) => io,
+            Err(e) => {
+                self.apply(id, Event::ExecDeleted(exec))?;
+                return Err(e.into());
+            }
+        };
+        self.with(id, |owned| owned.exec_io.insert(exec.clone(), io))?;
+        Ok(())
+    }
+
+    /// Starts an exec. Returns its pid.
+    pub async fn start_exec(self: &Rc<Self>, id: &Id, exec: &Id) -> Result<u32, ShimError> {
+        let spec = self.with(id, |owned| owned.state.execs.get(exec).map(|e| e.spec.clone()))?;
+        self.apply(id, Event::ExecStartRequested(exec.clone()))?;
+        let result = self.run_exec(id, exec, &spec.unwrap_or_default()).await;
+        if result.is_err() {
+            if let Ok(Some(io)) = self.with(id, |owned| owned.exec_io.get(exec).cloned()) {
+                io.close();
+            }
+            let exit = Exit { status: UNKNOWN_STATUS, at: Timestamp::now() };
+            self.apply(id, Event::ExecStartFailed { exec: exec.clone(), exit })?;
+        }
+        result
+    }
+
+    async fn run_exec(self: &Rc<Self>, id: &Id, exec: &Id, spec: &[u8]) -> Result<u32, ShimError> {
+        let (runtime, options, io, bundle) = self
+            .with(id, |owned| {
+                let io = owned.exec_io.get(exec).cloned();
+                let bundle = Bundle::new(&owned.state.bundle);
+                io.map(|io| (owned.runtime.clone(), owned.options.clone(), io, bundle))
+            })?
+            .ok_or_else(|| Refusal::NoExec(exec.clone()))?;
+        let spec_name = format!("{exec}.process.json");
+        let pid_name = format!("{exec}.pid");
+        bundle.write(&spec_name, spec, 0o600)?;
+        let _spec_file = Removed(&bundle, &spec_name);
+        let console = io.is_terminal().then(|| ConsoleSocket::bind(&bundle, exec.as_str())).transpose()?;
+        let (spec_path, pid_path) = (bundle.join(&spec_name), bundle.join(&pid_name));
+        let (spec_path, pid_path) = (spec_path.to_string_lossy(), pid_path.to_string_lossy());
+        let mut arguments: Vec<&str> = vec!["--process", &spec_path, "--pid-file", &pid_path];
+        if let Some(console) = &console {
+            arguments.extend(["--console-socket", console.name()]);
+        }
+        let stdio = call_stdio(&io, &options)?;
+        let (result, birth) = self.runtimes.exec(&runtime, id, exec, &arguments, stdio).await;
+        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime exec failed", failure })?;
+        if let Some(console) = &console {
+            io.attach_console(console.receive()?)?;
+        }
+        let pid = bundle.pid(&pid_name)?;
+        let key = ProcessKey { container: id.clone(), exec: Some(exec.clone()) };
+        self.reaper
+            .watch_process(pid, key)
+            .map_err(|source| ShimError::Io { verb: "watch the exec", source })?;
+        self.apply(id, Event::ExecStarted { exec: exec.clone(), pid })?;
+        drop(birth);
+        Ok(pid)
+    }
+
+    // ---- Questions ---------------------------------------------------------------------------------------------------
+
+    /// State of the init or of an exec.
+    pub fn state(&self, id: &Id, exec: Option<&Id>) -> Result<ProcessState, ShimError> {
+        use crate::{container::ExecPhase, protocol::task::Status as Visible};
+        self.with(id, |owned| {
+            let state = &owned.state;
+            let process = process(state, exec)?;
+            let container_status = match state.status {
+                Status::Created | Status::Starting => Visible::Created,
+                Status::Running => Visible::Running,
+                Status::Pausing => Visible::Pausing,
+                Status::Paused | Status::Resuming => Visible::Paused,
+                Status::Stopped | Status::Deleting | Status::Deleted => Visible::Stopped,
+            };
+            let status = match (exec.and_then(|exec| state.execs.get(exec)), container_status) {
+                (None, status) => status,
+                // A frozen container freezes its execs.
+                (Some(_), frozen @ (Visible::Paused | Visible::Pausing)) => frozen,
+                (Some(exec), _) => match exec.phase {
+                    ExecPhase::Added | ExecPhase::Starting => Visible::Created,
+                    ExecPhase::Running => Visible::Running,
+                    ExecPhase::Stopped | ExecPhase::Deleting => Visible::Stopped,
+                },
+            };
+            Ok(ProcessState {
+                status,
+                bundle: state.bundle.to_string_lossy().into_owned(),
+                pid: process.pid,
+                stdio: process.stdio.clone(),
+                exit: process.exit,
+            })
+        })?
+    }
+
+    /// Waits for the exit of the init or of an exec; answers at once if it is known.
+    pub async fn wait(&self, id: &Id, exec: Option<&Id>, abandoned: &Abandoned) -> Result<Exit, ShimError> {
+        if let Some(exit) = self.with(id, |owned| process(&owned.state, exec).map(|p| p.exit))?? {
+            return Ok(exit);
+        }
+        let (sender, receiver) = oneshot::channel();
+        let key = ProcessKey { container: id.clone(), exec: exec.cloned() };
+        self.waiters.borrow_mut().entry(key.clone()).or_default().push(sender);
+        let exit = tokio::select! {
+            exit = receiver => exit.map_err(|_| ShimError::NotCreated),
+            () = abandoned.wait() => Err(ShimError::Abandoned),
+        };
+        // Whoever gave up leaves its sender behind.
+        if let Some(waiting) = self.waiters.borrow_mut().get_mut(&key) {
+            waiting.retain(|sender| !sender.is_closed());
+        }
+        exit
+    }
+
+    /// Pids of all processes of the container; execs with their id.
+    pub fn pids(&self, id: &Id) -> Result<Vec<(u32, Option<Id>)>, ShimError> {
+        self.with(id, |owned| {
+            let cgroup = owned.cgroup.as_deref().ok_or(ShimError::NoCgroup)?;
+            let pids = match cgroup.pids() {
+                Ok(pids) => pids,
+                Err(_) if owned.state.init_has_exited() => Vec::new(),
+                Err(source) => return Err(ShimError::Io { verb: "read the container's processes", source }),
+            };
+            let exec_of = |pid: u32| {
+                owned.state.execs.iter().find(|(_, e)| e.process.pid == pid).map(|(exec, _)| exec.clone())
+            };
+            Ok(pids.into_iter().map(|pid| (pid, exec_of(pid))).collect())
+        })?
+    }
+
+    /// The container's cgroup, as long as it is there.
+    pub fn cgroup(&self, id: &Id) -> Result<Rc<Cgroup>, ShimError> {
+        let cgroup = self.with(id, |owned| owned.cgroup.clone())?.ok_or(ShimError::NoCgroup)?;
+        match cgroup.directory("memory").or(cgroup.directory("pids")) {
+            Some(directory) if directory.exists() => Ok(cgroup),
+            _ => Err(ShimError::NoCgroup),
+        }
+    }
+
+    /// The init's pid, 0 for an unknown container.
+    pub fn pid(&self, id: &Id) -> u32 {
+        self.with(id, |owned| owned.state.init.pid).unwrap_or(0)
+    }
+
+    // ---- Signals and I/O ---------------------------------------------------------------------------------------------
+
+    /// Sends a signal to a process, or to all of the container's. A single process gets it through its pidfd, without a runtime.
+    pub async fn kill(&self, id: &Id, exec: Option<&Id>, signal: i32, all: bool) -> Result<(), ShimError> {
+        let (pid, runtime, frozen) = self.with(id, |owned| {
+            let process = process(&owned.state, exec)?;
+            if process.exit.is_some() || exec.is_none() && owned.state.held.is_some() {
+                return Err(ShimError::Finished);
+            }
+            if process.pid == 0 {
+                return Err(ShimError::NotStarted);
+            }
+            // In a frozen v1 cgroup a signal waits for the thaw; the runtime thaws it for SIGKILL.
+            let frozen = matches!(owned.state.status, Status::Paused | Status::Pausing)
+                && matches!(owned.cgroup.as_deref(), Some(Cgroup::V1(_)) | None);
+            Ok((process.pid, owned.runtime.clone(), frozen))
+        })??;
+        let number = signal.to_string();
+        if exec.is_none() && all {
+            let arguments = ["kill", "--all", id.as_str(), &number];
+            return self.runtimes.command(&runtime, &arguments).await.map_err(kill_failure);
+        }
+        if exec.is_none() && frozen && signal == libc::SIGKILL {
+            return self
+                .runtimes
+                .command(&runtime, &["kill", id.as_str(), &number])
+                .await
+                .map_err(kill_failure);
+        }
+        let key = ProcessKey { container: id.clone(), exec: exec.cloned() };
+        self.reaper.signal_process(pid, &key, signal).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => ShimError::Finished,
+            _ => ShimError::Io { verb: "send the signal", source: e },
+        })
+    }
+
+    /// Sets the size of a process's console; without a console, or after the exit, it means nothing.
+    pub fn resize(&self, id: &Id, exec: Option<&Id>, width: u16, height: u16) -> Result<(), ShimError> {
+        let (io, exited) = self.io_of(id, exec)?;
+        match io.resize(width, height) {
+            Err(_) if exited => Ok(()),
+            result => result.map_err(|source| ShimError::Io { verb: "resize the console", source }),
+        }
+    }
+
+    /// Closes a process's stdin for good, started or not.
+    pub fn close_stdin(&self, id: &Id, exec: Option<&Id>) -> Result<(), ShimError> {
+        self.io_of(id, exec)?.0.close_stdin();
+        Ok(())
+    }
+
+    fn io_of(&self, id: &Id, exec: Option<&Id>) -> Result<(Rc<ProcessIo>, bool), ShimError> {
+        self.with(id, |owned| {
+            let exited = process(&owned.state, exec)?.exit.is_some();
+            let io = match exec {
+                None => Some(&owned.io),
+                Some(exec) => owned.exec_io.get(exec),
+            };
+            let missing = || Refusal::NoExec(exec.unwrap_or(id).clone());
+            Ok((Rc::clone(io.ok_or_else(missing)?), exited))
+        })?
+    }
+
+    // ---- Pause, Resume, Update ---------------------------------------------------------------------------------------
+
+    /// Freezes the container.
+    pub async fn pause(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
+        self.apply(id, Event::PauseRequested)?;
+        let runtime = self.with(id, |owned| owned.runtime.clone())?;
+        let result = self.runtimes.command(&runtime, &["pause", id.as_str()]).await;
+        self.apply(id, if result.is_ok() { Event::Paused } else { Event::PauseFailed })?;
+        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime pause failed", failure })
+    }
+
+    /// Thaws it.
+    pub async fn resume(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
+        self.apply(id, Event::ResumeRequested)?;
+        let runtime = self.with(id, |owned| owned.runtime.clone())?;
+        let result = self.runtimes.command(&runtime, &["resume", id.as_str()]).await;
+        self.apply(id, if result.is_ok() { Event::Resumed } else { Event::ResumeFailed })?;
+        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime resume failed", failure })
+    }
+
+    /// Changes the container's limits; `resources` is LinuxResources, JSON.
+    pub async fn update(self: &Rc<Self>, id: &Id, resources: &[u8]) -> Result<(), ShimError> {
+        self.apply(id, Event::UpdateRequested)?;
+        let runtime = self.with(id, |owned| owned.runtime.clone())?;
+        let result = self.runtimes.update(&runtime, id, resources).await;
+        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime update failed", failure })
+    }
+
+    // ---- Delete ------------------------------------------------------------------------------------------------------
+
+    /// Deletes the container: I/O drained, `runtime delete`, rootfs unmounted. A second Delete meanwhile gets the same answer.
+    pub async fn delete(self: &Rc<Self>, id: &Id) -> Result<Deleted, ShimError> {
+        if let Some(answer) = self.with(id, join_delete)? {
+            return answer.await.map_err(|_| ShimError::NotCreated);
+        }
+        self.apply(id, Event::DeleteRequested)?;
+        if let Err(e) = self.delete_parts(id).await {
+            self.apply(id, Event::DeleteFailed)?;
+            // Those who joined are told to ask again.
+            self.with(id, |owned| owned.deleters.clear())?;
+            return Err(e);
+        }
+        self.apply(id, Event::Deleted)?;
+        let Some(Slot::There(owned)) = self.slots.borrow_mut().remove(id) else {
+            return Err(ShimError::NotCreated);
+        };
+        self.waiters.borrow_mut().retain(|key, _| key.container != *id);
+        owned.exec_io.values().for_each(|io| io.close());
+        let deleted = Deleted { pid: owned.state.init.pid, exit: owned.state.init.exit };
+        for waiting in owned.deleters {
+            // It may have given up.
+            let _ = waiting.send(deleted);
+        }
+        self.changed.notify_waiters();
+        Ok(deleted)
+    }
+
+    async fn delete_parts(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
+        let (runtime, io, bundle, has_mounts, ran) = self.with(id, |owned| {
+            let bundle = Bundle::new(&owned.state.bundle);
+            let ran = owned.state.init_has_exited();
+            (owned.runtime.clone(), Rc::clone(&owned.io), bundle, owned.has_mounts, ran)
+        })?;
+        if ran && !io.drain(DRAIN_LIMIT).await {
+            log::warn!("output still open {}s after Delete, closed container={id}", DRAIN_LIMIT.as_secs());
+        }
+        if runtime.knows(id) {
+            match self.runtimes.command(&runtime, &["delete", id.as_str()]).await {
+                Err(failure) if !failure.is_unknown_container() => {
+                    return Err(ShimError::Runtime { context: "failed to delete task", failure });
+                }
+                _ => {}
+            }
+        }
+        if !ran {
+            // The runtime has killed an init that never ran; its exit comes before the delete event.
+            let never = Abandoned::default();
+            let exit = self.wait(id, None, &never);
+            if tokio::time::timeout(EXIT_AFTER_DELETE, exit).await.is_err() {
+                log::warn!("init lives on after delete container={id}");
+            }
+            io.close();
+        }
+        if has_mounts {
+            self.unmount(&bundle)
+                .await
+                .map_err(|reason| ShimError::Rootfs { context: "failed rootfs umount", reason })?;
+        }
+        Ok(())
+    }
+
+    /// Deletes an exec: I/O drained and closed, pid file removed.
+    pub async fn delete_exec(self: &Rc<Self>, id: &Id, exec: &Id) -> Result<Deleted, ShimError> {
+        self.apply(id, Event::ExecDeleteRequested(exec.clone()))?;
+        let (io, bundle) =
+            self.with(id, |owned| (owned.exec_io.get(exec).cloned(), Bundle::new(&owned.state.bundle)))?;
+        if let Some(io) = io
+            && !io.drain(DRAIN_LIMIT).await
+        {
+            log::warn!(
+                "output still open {}s after Delete, closed container={id} exec={exec}",
+                DRAIN_LIMIT.as_secs()
+            );
+        }
+        bundle.remove(&format!("{exec}.pid"));
+        let deleted = self.with(id, |owned| {
+            owned.exec_io.remove(exec);
+            owned.state.process(Some(exec)).map(|p| Deleted { pid: p.pid, exit: p.exit })
+        })?;
+        self.apply(id, Event::ExecDeleted(exec.clone()))?;
+        let key = ProcessKey { container: id.clone(), exec: Some(exec.clone()) };
+        self.waiters.borrow_mut().remove(&key);
+        deleted.ok_or_else(|| Refusal::NoExec(exec.clone()).into())
+    }
+
+    async fn unmount(&self, bundle: &Bundle) -> Result<(), String> {
+        let rootfs = bundle.rootfs();
+        self.in_helper(|| match mount::unmount_below(&rootfs) {
+            None => Ok(()),
+            Some((point, errno)) => {
+                Err(format!("unmount {}: {}", point.display(), std::io::Error::from_raw_os_error(errno)))
+            }
+        })
+        .await
+    }
+
+    /// Runs something that may block in the kernel in a process of its own.
+    async fn in_helper(&self, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+        let (read, write) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|e| format!("pipe: {e}"))?;
+        let pid = sys::spawn::helper(write, work).map_err(|e| format!("fork: {e}"))?;
+        let ended = self.reaper.watch_child(pid);
+        match tokio::time::timeout(MOUNT_DEADLINE, ended).await {
+            Ok(0) => Ok(()),
+            Ok(_) => {
+                let mut text = vec![0; 4096];
+                let length = rustix::io::read(&read, &mut text).unwrap_or(0);
+                text.truncate(length);
+                Err(String::from_utf8_lossy(&text).into_owned())
+            }
+            Err(_) => {
+                self.reaper.signal_child(pid, libc::SIGKILL);
+                Err(format!("no answer from the kernel in {} s", MOUNT_DEADLINE.as_secs()))
+            }
+        }
+    }
+
+    // ---- Exits -------------------------------------------------------------------------------------------------------
+
+    /// A container's process was reaped: its last bytes go out, then the machine decides what is published when.
+    pub fn process_exited(self: &Rc<Self>, exited: Exited) {
+        let Exited { key: ProcessKey { container, exec }, pid, status } = exited;
+        let io = self.with(&container, |owned| match &exec {
+            None => Some(Rc::clone(&owned.io)),
+            Some(exec) => owned.exec_io.get(exec).cloned(),
+        });
+        if let Ok(Some(io)) = io {
+            io.process_exited();
+        }
+        self.report_oom_kills(&container);
+        let exit = Exit { status, at: Timestamp::now() };
+        let event = match exec {
+            None => Event::InitExited(exit),
+            Some(exec) => Event::ExecExited { exec, exit },
+        };
+        if self.apply(&container, event).is_err() {
+            log::warn!("exit of a process of a container that is gone container={container} pid={pid}");
+        }
+    }
+
+    /// Kills what is left of a container whose processes share somebody else's pid namespace.
+    async fn kill_rest(self: Rc<Self>, id: Id) {
+        if let Ok(runtime) = self.with(&id, |owned| owned.runtime.clone())
+            && let Err(failure) = self.runtimes.command(&runtime, &["kill", "--all", id.as_str(), "9"]).await
+            && !failure.is_already_finished()
+            && !failure.is_unknown_container()
+        {
+            log::error!("kill all processes container={id}: {failure}");
+        }
+        let _ = self.apply(&id, Event::Cleared);
+    }
+
+    // ---- The machine and its effects -----------------------------------------------------------------------------------
+
+    fn with<T>(&self, id: &Id, look: impl FnOnce(&mut Owned) -> T) -> Result<T, ShimError> {
+        match self.slots.borrow_mut().get_mut(id) {
+            Some(Slot::There(owned)) => Ok(look(owned)),
+            Some(Slot::Creating) | None => Err(ShimError::NotCreated),
+        }
+    }
+
+    /// Applies an event to a container and carries out the effects, in order.
+    fn apply(self: &Rc<Self>, id: &Id, event: Event) -> Result<(), ShimError> {
+        let name = format!("{event:?}");
+        let effects = self.with(id, |owned| owned.state.apply(event))??;
+        let name: String = name.chars().take_while(|c| *c != '{' || name.len() < 80).take(80).collect();
+        self.note(format!("{id} {name}"));
+        for effect in effects {
+            match effect {
+                Effect::Publish(notice) => self.publish(id, notice),
+                Effect::AnswerWaiters(exec, exit) => {
+                    let key = ProcessKey { container: id.clone(), exec };
+                    for waiter in self.waiters.borrow_mut().remove(&key).unwrap_or_default() {
+                        // It may have given up.
+                        let _ = waiter.send(exit);
+                    }
+                }
+                Effect::KillAll => {
+                    tokio::task::spawn_local(Rc::clone(self).kill_rest(id.clone()));
+                }
+                Effect::RecordExit(exit) => {
+                    let bundle = self.with(id, |owned| Bundle::new(&owned.state.bundle))?;
+                    if let Err(e) = bundle.write_exit(RecordedExit { status: exit.status, at: exit.at }) {
+                        log::warn!("exit not recorded container={id}: {}", chain(&e));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&self, id: &Id, notice: Notice) {
+        let container_id = id.to_string();
+        match notice {
+            Notice::Start { pid } => self.events.push(Topic::Start, &events::TaskStart { container_id, pid }),
+            Notice::Exit { exec, pid, exit } => {
+                let id = exec.map_or_else(|| container_id.clone(), |exec| exec.to_string());
+                let (exit_status, exited_at) = (exit.status, Some(exit.at));
+                self.events
+                    .push(Topic::Exit, &events::TaskExit { container_id, id, pid, exit_status, exited_at });
+            }
+            Notice::Delete { pid, exit } => {
+                let exit_status = exit.map_or(0, |exit| exit.status);
+                let exited_at = Some(exit.map_or(Timestamp::GO_ZERO, |exit| exit.at));
+                let id = String::new();
+                self.events.push(
+                    Topic::Delete,
+                    &events::TaskDelete { container_id, pid, exit_status, exited_at, id },
+                );
+            }
+            Notice::Oom => self.events.push(Topic::Oom, &events::TaskContainer { container_id }),
+            Notice::Paused => self.events.push(Topic::Paused, &events::TaskContainer { container_id }),
+            Notice::Resumed => self.events.push(Topic::Resumed, &events::TaskContainer { container_id }),
+            Notice::ExecAdded(exec) => {
+                let exec_id = exec.to_string();
+                self.events.push(Topic::ExecAdded, &events::TaskExec { container_id, exec_id, pid: 0 });
+            }
+            Notice::ExecStarted { exec, pid } => {
+                let exec_id = exec.to_string();
+                self.events.push(Topic::ExecStarted, &events::TaskExec { container_id, exec_id, pid });
+            }
+        }
+    }
+
+    fn note(&self, text: String) {
+        log::debug!("{text}");
+        let mut ring = self.ring.borrow_mut();
+        if ring.len() == RING {
+            ring.pop_front();
+        }
+        ring.push_back(text);
+    }
+
+    // ---- The end -------------------------------------------------------------------------------------------------------
+
+    /// Ends the shim if no container is left. If one is, the shim remembers, and ends when the last has gone.
+    pub fn shutdown(&self) {
+        self.shutdown_asked.set(true);
+        if self.slots.borrow().is_empty() {
+            self.ended.set(true);
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Resolves when the shim is to end.
+    pub async fn until_unneeded(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Registered before we look, so that no change is missed.
+            changed.as_mut().enable();
+            if self.ended.get() {
+                return;
+            }
+            if self.shutdown_asked.get() && self.slots.borrow().is_empty() {
+                if tokio::time::timeout(LINGER, changed).await.is_err() && self.slots.borrow().is_empty() {
+                    return;
+                }
+            } else {
+                changed.await;
+            }
+        }
+    }
+
+    /// All that is known, as lines for people.
+    pub fn describe(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (id, slot) in self.slots.borrow().iter() {
+            let Slot::There(owned) = slot else {
+                lines.push(format!("container {id} is being created"));
+                continue;
+            };
+            let s = &owned.state;
+            lines.push(format!(
+                "container {id} status={:?} pid={} pid_namespace={:?} exit={:?} held={:?} clearing={} bundle={}",
+                s.status,
+                s.init.pid,
+                s.pid_namespace,
+                s.init.exit.map(|e| e.status),
+                s.held.map(|e| e.status),
+                s.clearing,
+                s.bundle.display()
+            ));
+            lines.extend(owned.io.describe().into_iter().map(|line| format!("  {line}")));
+            for (exec, e) in &s.execs {
+                let exit = e.process.exit.map(|e| e.status);
+                lines.push(format!("  exec {exec} phase={:?} pid={} exit={exit:?}", e.phase, e.process.pid));
+                let io = owned.exec_io.get(exec);
+                lines.extend(io.iter().flat_map(|io| io.describe()).map(|line| format!("    {line}")));
+            }
+        }
+        let waiters: usize = self.waiters.borrow().values().map(Vec::len).sum();
+        lines.push(format!("containers={} waiters={waiters}", self.slots.borrow().len()));
+        lines.extend(self.reaper.describe());
+        lines.push(self.events.describe());
+        lines.extend(self.ring.borrow().iter().map(|text| format!("transition {text}")));
+        lines
+    }
+}
+
+/// Frees the id again if Create fails.
+struct Reservation {
+    shim: Rc<Shim>,
+    id: Id,
+    fulfilled: Cell<bool>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.fulfilled.get() {
+            self.shim.slots.borrow_mut().remove(&self.id);
+            self.shim.changed.notify_waiters();
+        }
+    }
+}
+
+/// A file of the bundle that goes when this does.
+struct Removed<'a>(&'a Bundle, &'a str);
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        self.0.remove(self.1);
+    }
+}
+
+fn process<'a>(state: &'a Container, exec: Option<&Id>) -> Result<&'a crate::container::Process, ShimError> {
+    state.process(exec).ok_or_else(|| match exec {
+        Some(exec) => Refusal::NoExec(exec.clone()).into(),
+        None => ShimError::NotCreated,
+    })
+}
+
+/// The answer of a Delete that is under way already.
+fn join_delete(owned: &mut Owned) -> Option<oneshot::Receiver<Deleted>> {
+    if owned.state.status != Status::Deleting {
+        return None;
+    }
+    let (sender, receiver) = oneshot::channel();
+    owned.deleters.push(sender);
+    Some(receiver)
+}
+
+/// Streams of a runtime call that gives birth: a console's come later, over its socket.
+fn call_stdio(io: &Rc<ProcessIo>, options: &Options) -> Result<CallStdio, StdioError> {
+    if io.is_terminal() {
+        return Ok(CallStdio::Captured { stdin: None });
+    }
+    let ends = io.pipes(options.io_uid, options.io_gid)?;
+    Ok(CallStdio::Process { stdin: ends.stdin, stdout: ends.stdout, stderr: ends.stderr })
+}
+
+fn kill_failure(failure: Failure) -> ShimError {
+    if failure.is_already_finished() {
+        ShimError::Finished
+    } else if failure.is_unknown_container() {
+        ShimError::NoSuchContainer
+    } else {
+        ShimError::Runtime { context: "unknown error after kill", failure }
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

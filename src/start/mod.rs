@@ -1,0 +1,100 @@
+//! The `start` action, top to bottom, synchronous: find the shim of the group or make one, and print its address.
+//!
+//! containerd reads stdout and stderr together, so nothing is ever printed but the answer. Whatever was begun is undone on
+//! any error: the daemon killed, the socket removed.
+
+mod daemon;
+mod group;
+mod placement;
+mod socket;
+
+use crate::{
+    args::Common,
+    bundle::{Bundle, BundleError},
+    protocol::bootstrap::{BadInput, Caller, MAX_INPUT},
+};
+use std::{
+    io::{self, Read},
+    path::PathBuf,
+};
+
+pub use socket::{Address, is_alive};
+
+/// Why `start` failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// stdin could not be read.
+    #[error("read stdin")]
+    Stdin(#[source] io::Error),
+    /// stdin is nothing that a containerd sends.
+    #[error(transparent)]
+    Input(#[from] BadInput),
+    /// The bundle lacks something.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// No socket.
+    #[error(transparent)]
+    Socket(#[from] socket::SocketError),
+    /// No daemon.
+    #[error("start the shim daemon")]
+    Daemon(#[source] io::Error),
+    /// The daemon could not be put where it belongs.
+    #[error(transparent)]
+    Placement(#[from] placement::PlacementError),
+}
+
+/// Runs `start`; the bundle is the working directory. Returns what belongs on stdout.
+pub fn run(common: &Common) -> Result<Vec<u8>, StartError> {
+    let input = read_input(io::stdin().lock())?;
+    let caller = Caller::parse(&input, common.id.as_str())?;
+    drop(input);
+    let bundle = Bundle::new(".");
+    let group = group::of(&bundle, &common.id)?;
+    let directory = caller.socket_dir.as_deref().map_or_else(socket::default_directory, PathBuf::from);
+    if caller.socket_dir.is_some() {
+        socket::remember_directory(&bundle, &directory)?;
+    }
+    let address = Address::of_group(&directory, &common.address, &common.namespace, &group)?;
+    let socket::Bound::New(listener) = socket::bind(&address)? else {
+        bundle.write_address(&address.to_string())?;
+        return Ok(caller.answer(&address.to_string()));
+    };
+
+    let mut undo = Undo { address: &address, daemon: None, done: false };
+    bundle.write_address(&address.to_string())?;
+    placement::share_core_with_pod();
+    let daemon = daemon::spawn(common, &caller, listener).map_err(StartError::Daemon)?;
+    undo.daemon = Some(daemon);
+    placement::join_cgroup(daemon, &caller.options.shim_cgroup)?;
+    placement::adjust_oom_score(daemon);
+    undo.done = true;
+    Ok(caller.answer(&address.to_string()))
+}
+
+fn read_input(stdin: impl Read) -> Result<Vec<u8>, StartError> {
+    let mut input = Vec::new();
+    let limit = u64::try_from(MAX_INPUT).unwrap_or(u64::MAX).saturating_add(1);
+    stdin.take(limit).read_to_end(&mut input).map_err(StartError::Stdin)?;
+    Ok(input)
+}
+
+/// Leaves nothing behind unless all went well.
+struct Undo<'a> {
+    address: &'a Address,
+    daemon: Option<u32>,
+    done: bool,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        if let Some(pid) = self.daemon {
+            // Our own child, not reaped: the number is its own.
+            let _ = crate::sys::process::signal_child(pid, libc::SIGKILL);
+        }
+        let _ = std::fs::remove_file(self.address.path());
+        let _ = std::fs::remove_file("address");
+    }
+}

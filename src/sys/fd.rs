@@ -1,0 +1,51 @@
+//! Descriptors that came to us by inheritance.
+
+use std::{
+    io,
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+    rc::Rc,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Takes over a descriptor that `start` left open for us. Call once for each number, before anything else opens
+/// descriptors.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD takes no pointer and fails with EBADF if the number is not open.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: F_SETFD takes an integer; the number was just seen open.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number is open (checked above) and, by this function's contract, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Closes every descriptor from `first` on: what a careless parent left open is not ours to keep
+/// (close_range(2); where it is missing, /proc/self/fd names them).
+pub fn close_from(first: RawFd) {
+    let Ok(from) = u32::try_from(first) else { return };
+    // SAFETY: the caller runs this before it opens anything, so no owned descriptor lies in the range.
+    if unsafe { libc::syscall(libc::SYS_close_range, from, u32::MAX, 0) } == 0 {
+        return;
+    }
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
+    let open: Vec<RawFd> = entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .filter(|n| *n >= first)
+        .collect();
+    for number in open {
+        // SAFETY: as above; a number that is closed already (the directory's own) answers EBADF.
+        unsafe { libc::close(number) };
+    }
+}
+
+/// Registers a descriptor with the event loop for one direction.
+pub fn watch(fd: Rc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Rc<OwnedFd>>> {
+    // SAFETY: the Rc keeps the descriptor open at least as long as the AsyncFd lives, and an OwnedFd never changes its
+    // number.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
+}

@@ -1,0 +1,108 @@
+//! Processes: identity by pidfd, signals, reaping.
+
+use rustix::process::{Pid, PidfdFlags, WaitIdOptions, WaitOptions, WaitStatus};
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+};
+
+/// How a process ended, as a shell would say it: the exit code, or 128 + signal.
+pub type ExitStatus = u32;
+
+/// Opens a pidfd; works on a zombie too. `None` where the kernel has no pidfd_open(2) (before 5.3).
+pub fn pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
+    match rustix::process::pidfd_open(checked(pid)?, PidfdFlags::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(rustix::io::Errno::NOSYS) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn checked(pid: u32) -> io::Result<Pid> {
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{pid} is no pid")))
+}
+
+/// Sends a signal through a pidfd (pidfd_send_signal(2)): it reaches this process or none.
+pub fn signal_pidfd(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is borrowed, hence open; a null siginfo is allowed; flags must be 0.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0u32) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sends a signal by number. Only for a child that has not been reaped: its pid cannot be anybody else's.
+pub fn signal_child(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = checked(pid)?;
+    // SAFETY: kill takes two integers; the pid is positive, so it names one process.
+    if unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whether the kernel knows this signal number: 0 (the test) to 64.
+pub fn is_signal(number: u32) -> bool {
+    number <= 64
+}
+
+/// Reaps the child behind a pidfd if it has ended (waitid(2), P_PIDFD, since 5.4).
+/// `Ok(None)`: it lives, or it is not our child yet.
+pub fn reap_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    match rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd), options) {
+        Ok(Some(status)) => Ok(Some(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => code.unsigned_abs() & 0xff,
+            (None, Some(signal)) => 128 + signal.unsigned_abs(),
+            (None, None) => 255,
+        })),
+        Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Reaps one child by number if it has ended.
+pub fn reap_pid(pid: u32) -> io::Result<Option<ExitStatus>> {
+    match rustix::process::waitpid(Some(checked(pid)?), WaitOptions::NOHANG) {
+        Ok(Some((_, status))) => Ok(Some(shell_status(status))),
+        Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Reaps any one child that has ended: its pid and status.
+pub fn reap_any() -> io::Result<Option<(u32, ExitStatus)>> {
+    match rustix::process::wait(WaitOptions::NOHANG) {
+        Ok(Some((pid, status))) => {
+            Ok(Some((pid.as_raw_nonzero().get().unsigned_abs(), shell_status(status))))
+        }
+        Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn shell_status(status: WaitStatus) -> ExitStatus {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => code.unsigned_abs() & 0xff,
+        (None, Some(signal)) => 128 + signal.unsigned_abs(),
+        (None, None) => 255,
+    }
+}
+
+/// Makes orphaned descendants our children (PR_SET_CHILD_SUBREAPER): containers outlive the runtime that made them.
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+/// Creates a core scheduling cookie for our process group (PR_SCHED_CORE); children inherit it.
+pub fn create_core_scheduling_cookie() -> io::Result<()> {
+    let group = rustix::thread::CoreSchedulingScope::ProcessGroup;
+    Ok(rustix::thread::create_core_scheduling_cookie(rustix::process::getpgrp(), group)?)
+}
+
+/// Clock ticks a second, the unit of start times in /proc (sysconf(3)).
+pub fn clock_ticks() -> u64 {
+    rustix::param::clock_ticks_per_second()
+}

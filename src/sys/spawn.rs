@@ -1,0 +1,101 @@
+//! Birth of children. Every process that we start is started here, and whoever starts one tells the reaper.
+
+use std::{
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
+};
+
+/// Starts a program that dies with us (PR_SET_PDEATHSIG KILL). Returns its pid; nobody but the reaper waits for it.
+pub fn dependent(command: &mut Command) -> io::Result<u32> {
+    let parent = rustix::process::getpid();
+    // SAFETY: the hook runs between fork and exec and makes two system calls; it allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            // The parent may have died before the call above.
+            if rustix::process::getppid() != Some(parent) {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(())
+        });
+    }
+    started(command)
+}
+
+/// Starts the daemon: own process group, `listeners` as descriptors 3, 4 …
+pub fn daemon(command: &mut Command, listeners: Vec<OwnedFd>) -> io::Result<u32> {
+    command.process_group(0);
+    let numbers: Vec<RawFd> = listeners.iter().map(AsRawFd::as_raw_fd).collect();
+    // SAFETY: the hook only duplicates descriptors, on memory allocated before the fork.
+    unsafe {
+        command.pre_exec(move || place(&numbers));
+    }
+    let pid = started(command);
+    drop(listeners);
+    pid
+}
+
+/// Puts `numbers[i]` at descriptor 3 + i, without close-on-exec. First out of the way, then into place, so that
+/// none overwrites another.
+fn place(numbers: &[RawFd]) -> io::Result<()> {
+    const PARKING: RawFd = 64;
+    for (source, parked) in numbers.iter().zip(PARKING..) {
+        duplicate(*source, parked)?;
+    }
+    for (parked, target) in (PARKING..).zip(3..).take(numbers.len()) {
+        duplicate(parked, target)?;
+        // SAFETY: closing a descriptor of our own making, by number, in the child.
+        unsafe { libc::close(parked) };
+    }
+    Ok(())
+}
+
+fn duplicate(from: RawFd, to: RawFd) -> io::Result<()> {
+    // SAFETY: dup2 takes two integers; in the child no owner of `to` is left.
+    if unsafe { libc::dup2(from, to) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn started(command: &mut Command) -> io::Result<u32> {
+    #[allow(clippy::disallowed_methods, reason = "the one place that may")]
+    // std does not wait when the handle is dropped: the child stays ours to reap.
+    command.spawn().map(|child| child.id())
+}
+
+/// Forks a helper that runs `work` and ends: for system calls that may block in the kernel (mount, unmount). On an error it
+/// writes the text into `report` and ends with status 1. Returns the helper's pid.
+///
+/// The helper keeps none of our descriptors but `report`: it may live long, and must not hold pipes or sockets open.
+/// The process has one thread, so the child may allocate; it must not touch the event loop.
+pub fn helper(report: OwnedFd, work: impl FnOnce() -> Result<(), String>) -> io::Result<u32> {
+    // SAFETY: fork in a process with one thread: no lock can be held by a thread that is missing in the child.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        ..0 => Err(io::Error::last_os_error()),
+        0 => {
+            let status = in_helper(&report, work);
+            // SAFETY: _exit ends the child without running destructors or exit handlers of the parent's state.
+            unsafe { libc::_exit(status) }
+        }
+        1.. => Ok(pid.unsigned_abs()),
+    }
+}
+
+fn in_helper(report: &OwnedFd, work: impl FnOnce() -> Result<(), String>) -> libc::c_int {
+    if place(&[report.as_raw_fd()]).is_err() {
+        return 1;
+    }
+    super::fd::close_from(4);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    let text = match result {
+        Ok(Ok(())) => return 0,
+        Ok(Err(text)) => text,
+        Err(_) => "the helper panicked".to_owned(),
+    };
+    // SAFETY: descriptor 3 was placed above; the buffer is valid for its length.
+    unsafe { libc::write(3, text.as_ptr().cast(), text.len()) };
+    1
+}

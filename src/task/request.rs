@@ -1,0 +1,163 @@
+//! Hostile message → typed command: ids, paths, signals, JSON.
+
+use crate::{
+    bundle::Bundle,
+    container::Stdio,
+    id::Id,
+    protocol::{
+        Any,
+        options::{OPTIONS_URL, Options},
+        task::{CreateTaskRequest, ExecProcessRequest},
+    },
+    rpc::{Code, Status},
+    shim::Create,
+    sys::process::is_signal,
+};
+use prost::Message;
+use std::path::{Component, Path};
+
+/// Exec, checked.
+pub(super) struct Exec {
+    pub(super) id: Id,
+    pub(super) exec: Id,
+    pub(super) stdio: Stdio,
+    pub(super) spec: Vec<u8>,
+}
+
+fn invalid(message: String) -> Status {
+    Status::new(Code::InvalidArgument, message)
+}
+
+/// Decodes a request message.
+pub(super) fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, Status> {
+    M::decode(payload).map_err(|e| invalid(format!("unmarshal request: {e}")))
+}
+
+/// A container's id. One that cannot exist is unknown, as any other that does not.
+pub(super) fn container(text: &str) -> Result<Id, Status> {
+    Id::new(text).map_err(|_| Status::from(crate::shim::ShimError::NotCreated))
+}
+
+/// An exec's id; empty is the init.
+pub(super) fn exec_of(text: &str) -> Result<Option<Id>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Id::new(text).map(Some).map_err(|e| invalid(format!("exec id: {e}")))
+}
+
+/// Create.
+pub(super) fn create(r: CreateTaskRequest) -> Result<Create, Status> {
+    let id = Id::new(&r.id).map_err(|e| invalid(format!("container id: {e}")))?;
+    if !r.checkpoint.is_empty() {
+        return Err(Status::new(Code::Unimplemented, "restore from a checkpoint is not implemented"));
+    }
+    let bundle = Path::new(&r.bundle);
+    let straight = bundle.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    if !bundle.is_absolute() || !straight || r.bundle.contains('\0') {
+        return Err(invalid(format!("bundle {:?} is not an absolute, clean path", r.bundle)));
+    }
+    Ok(Create {
+        id,
+        bundle: Bundle::new(bundle),
+        rootfs: r.rootfs,
+        stdio: Stdio { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr, terminal: r.terminal },
+        options: options(r.options)?,
+    })
+}
+
+/// Runtime options; none is the default.
+fn options(any: Option<Any>) -> Result<Options, Status> {
+    match any {
+        None => Ok(Options::default()),
+        Some(any) if any.value.is_empty() => Ok(Options::default()),
+        Some(any) if any.type_url == OPTIONS_URL => {
+            Options::decode(any.value.as_slice()).map_err(|e| invalid(format!("decode {OPTIONS_URL}: {e}")))
+        }
+        Some(any) => Err(invalid(format!("unknown options type {:?}", any.type_url))),
+    }
+}
+
+/// Exec: the spec must be a JSON object; its `terminal` is the request's.
+pub(super) fn exec(r: ExecProcessRequest) -> Result<Exec, Status> {
+    let exec = Id::new(&r.exec_id).map_err(|e| invalid(format!("exec id: {e}")))?;
+    let spec = r.spec.map(|any| any.value).unwrap_or_default();
+    let mut spec: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&spec).map_err(|e| invalid(format!("process spec: {e}")))?;
+    spec.insert("terminal".to_owned(), r.terminal.into());
+    let spec = serde_json::to_vec(&spec).map_err(|e| invalid(format!("process spec: {e}")))?;
+    Ok(Exec {
+        id: container(&r.id)?,
+        exec,
+        stdio: Stdio { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr, terminal: r.terminal },
+        spec,
+    })
+}
+
+/// LinuxResources as JSON.
+pub(super) fn resources(any: Option<Any>) -> Result<Vec<u8>, Status> {
+    let json = any.map(|any| any.value).unwrap_or_default();
+    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&json)
+        .map_err(|e| invalid(format!("resources: {e}")))?;
+    Ok(json)
+}
+
+/// A signal's number.
+pub(super) fn signal(number: u32) -> Result<i32, Status> {
+    match i32::try_from(number) {
+        Ok(signal) if is_signal(number) => Ok(signal),
+        _ => Err(invalid(format!("invalid signal {number}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_requests_are_refused_with_the_right_code() {
+        let create_with = |id: &str, bundle: &str| {
+            let r =
+                CreateTaskRequest { id: id.into(), bundle: bundle.into(), ..CreateTaskRequest::default() };
+            create(r).map(|_| ()).map_err(|status| status.code)
+        };
+        assert_eq!(create_with("a", "/run/a"), Ok(()));
+        for (id, bundle) in
+            [("../a", "/run/a"), ("", "/run/a"), ("a", "run/a"), ("a", "/run/../etc"), ("a", "")]
+        {
+            assert_eq!(create_with(id, bundle), Err(Code::InvalidArgument as i32), "{id} {bundle}");
+        }
+        assert_eq!(container("../../x").unwrap_err().code, Code::NotFound as i32);
+        assert_eq!(exec_of("a/b").unwrap_err().code, Code::InvalidArgument as i32);
+        for number in [65, 1 << 31, u32::MAX] {
+            assert_eq!(signal(number).unwrap_err().code, Code::InvalidArgument as i32);
+        }
+        assert_eq!(signal(64), Ok(64));
+        assert_eq!(decode::<CreateTaskRequest>(&[0xff]).unwrap_err().code, Code::InvalidArgument as i32);
+    }
+
+    #[test]
+    fn unknown_options_are_named() {
+        let any = Any { type_url: "example.org/Other".into(), value: vec![1] };
+        let error = options(Some(any)).unwrap_err();
+        assert_eq!(error.code, Code::InvalidArgument as i32);
+        assert!(error.message.contains("example.org/Other"));
+    }
+
+    #[test]
+    fn the_terminal_of_an_exec_is_the_requests() {
+        let spec = |value: &str| {
+            let r = ExecProcessRequest {
+                id: "c".into(),
+                exec_id: "e".into(),
+                terminal: true,
+                spec: Some(Any { type_url: String::new(), value: value.as_bytes().to_vec() }),
+                ..ExecProcessRequest::default()
+            };
+            exec(r).map(|e| String::from_utf8(e.spec).unwrap())
+        };
+        assert_eq!(spec(r#"{"args":["x"],"terminal":false}"#).unwrap(), r#"{"args":["x"],"terminal":true}"#);
+        assert!(spec("[]").is_err());
+        assert!(spec("").is_err());
+    }
+}

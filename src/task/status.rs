@@ -1,0 +1,36 @@
+//! A room's error → ttrpc code and text: the only place. Where Go's shim has no class for an error it answers Unknown, and so do we.
+
+use crate::{
+    container::Refusal,
+    rpc::{Code, Status},
+    runtime::Failure,
+    shim::{ShimError, chain},
+};
+
+impl From<ShimError> for Status {
+    fn from(error: ShimError) -> Self {
+        let code = match &error {
+            ShimError::NotCreated
+            | ShimError::Finished
+            | ShimError::NoSuchContainer
+            | ShimError::NoCgroup
+            | ShimError::Refused(Refusal::NoExec(_) | Refusal::DeleteLive("deleted")) => Code::NotFound,
+            ShimError::Exists(_) | ShimError::Refused(Refusal::ExecExists(_)) => Code::AlreadyExists,
+            ShimError::TooMany(..) => Code::ResourceExhausted,
+            ShimError::Refused(Refusal::DeleteLive(_) | Refusal::InitGone(_)) | ShimError::NotStarted => {
+                Code::FailedPrecondition
+            }
+            ShimError::Runtime { failure: Failure::DeadlineExceeded { .. }, .. } | ShimError::Abandoned => {
+                Code::DeadlineExceeded
+            }
+            ShimError::Stdio(e) if e.is_bad_request() => Code::InvalidArgument,
+            ShimError::Refused(_)
+            | ShimError::Runtime { .. }
+            | ShimError::Stdio(_)
+            | ShimError::Bundle(_)
+            | ShimError::Rootfs { .. }
+            | ShimError::Io { .. } => Code::Unknown,
+        };
+        Self::new(code, chain(&error))
+    }
+}
