@@ -33,6 +33,9 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 const EXIT_AFTER_DELETE: Duration = Duration::from_secs(5);
 /// How long mounting or unmounting a rootfs may take.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(120);
+/// How long runtime calls that start something may go on when the container's init is dead: its exit waits for them, since
+/// starts are told before exits. A call that hangs must not keep a dead container running.
+const START_AFTER_INIT: Duration = Duration::from_millis(500);
 /// Containers of one shim. A pod has a few; more than this is a mistake of the caller.
 const MAX_CONTAINERS: usize = 4096;
 /// Execs of one container that are not deleted.
@@ -162,6 +165,8 @@ struct Owned {
     exec_io: HashMap<Id, Rc<ProcessIo>>,
     cgroup: Option<Rc<Cgroup>>,
     oom: Option<Rc<OomWatch>>,
+    /// Notified when runtime calls that start something must end.
+    starts: Rc<Notify>,
     /// Deletes that came while one was under way: they get the same answer.
     deleters: Vec<oneshot::Sender<Deleted>>,
 }
@@ -209,13 +214,15 @@ impl Shim {
             Err(e) => return Err(e.into()),
         };
         request.bundle.write_options(&request.options)?;
+        let io = ProcessIo::new(Plan::new(&request.stdio)?);
         self.mount_rootfs(&request).await?;
-        match self.create_process(&request, private).await {
+        match self.create_process(&request, &io, private).await {
             Ok(pid) => {
                 reservation.fulfilled.set(true);
                 Ok(pid)
             }
             Err(e) => {
+                io.close();
                 if !request.rootfs.is_empty()
                     && let Err(reason) = self.unmount(&request.bundle).await
                 {
@@ -258,11 +265,12 @@ impl Shim {
     async fn create_process(
         self: &Rc<Self>,
         request: &Create,
+        io: &Rc<ProcessIo>,
         pid_namespace: PidNamespace,
     ) -> Result<u32, ShimError> {
         let Create { id, bundle, options, .. } = request;
         let runtime = Runtime::new(options, &self.namespace, bundle);
-        let io = ProcessIo::open(Plan::new(&request.stdio)?)?;
+        io.open_stdin()?;
         let console = io.is_terminal().then(|| ConsoleSocket::bind(bundle, "init")).transpose()?;
         let pid_file = bundle.join("init.pid").to_string_lossy().into_owned();
         let mut arguments = vec!["--pid-file", &pid_file];
@@ -275,13 +283,12 @@ impl Shim {
         if options.no_new_keyring {
             arguments.push("--no-new-keyring");
         }
-        let stdio = call_stdio(&io, options)?;
+        let stdio = call_stdio(io, options)?;
         let (result, birth) = self.runtimes.create(&runtime, id, &arguments, stdio).await;
         let born = result
             .map_err(|failure| ShimError::Runtime { context: "OCI runtime create failed", failure })
-            .and_then(|()| self.adopt(request, &runtime, &io, console.as_ref(), pid_namespace));
+            .and_then(|()| self.adopt(request, &runtime, io, console.as_ref(), pid_namespace));
         if born.is_err() {
-            io.close();
             self.undo_create(&runtime, id).await;
         }
         drop(birth);
@@ -319,6 +326,7 @@ impl Shim {
             exec_io: HashMap::new(),
             cgroup,
             oom,
+            starts: Rc::default(),
             deleters: Vec::new(),
         };
         self.reaper
@@ -392,8 +400,9 @@ impl Shim {
     /// Starts the init. Returns its pid.
     pub async fn start(self: &Rc<Self>, id: &Id) -> Result<u32, ShimError> {
         self.apply(id, Event::StartRequested)?;
-        let (runtime, pid) = self.with(id, |owned| (owned.runtime.clone(), owned.state.init.pid))?;
-        match self.runtimes.start(&runtime, id).await {
+        let (runtime, pid, starts) =
+            self.with(id, |owned| (owned.runtime.clone(), owned.state.init.pid, Rc::clone(&owned.starts)))?;
+        match self.runtimes.start(&runtime, id, starts).await {
             Ok(()) => {
                 self.apply(id, Event::Started)?;
                 Ok(pid)
@@ -415,14 +424,7 @@ impl Shim {
             Ok(())
         })??;
         self.apply(id, Event::ExecRequested { exec: exec.clone(), stdio, spec })?;
-        let io = match ProcessIo::open(plan) {
-            Ok(io) => io,
-            Err(e) => {
-                self.apply(id, Event::ExecDeleted(exec))?;
-                return Err(e.into());
-            }
-        };
-        self.with(id, |owned| owned.exec_io.insert(exec.clone(), io))?;
+        self.with(id, |owned| owned.exec_io.insert(exec, ProcessIo::new(plan)))?;
         Ok(())
     }
 
@@ -442,16 +444,24 @@ impl Shim {
     }
 
     async fn run_exec(self: &Rc<Self>, id: &Id, exec: &Id, spec: &[u8]) -> Result<u32, ShimError> {
-        let (runtime, options, io, bundle) = self
+        let (runtime, options, io, bundle, starts) = self
             .with(id, |owned| {
                 let io = owned.exec_io.get(exec).cloned();
                 let bundle = Bundle::new(&owned.state.bundle);
-                io.map(|io| (owned.runtime.clone(), owned.options.clone(), io, bundle))
+                let starts = Rc::clone(&owned.starts);
+                io.map(|io| (owned.runtime.clone(), owned.options.clone(), io, bundle, starts))
             })?
             .ok_or_else(|| Refusal::NoExec(exec.clone()))?;
+        io.open_stdin()?;
         let spec_name = format!("{exec}.process.json");
         let pid_name = format!("{exec}.pid");
-        bundle.write(&spec_name, spec, 0o600)?;
+        match io.size() {
+            // Through the runtime: by the time that we get the console, the program may have looked already.
+            Some(size) if io.is_terminal() => {
+                bundle.write(&spec_name, &with_console_size(spec, size), 0o600)?
+            }
+            _ => bundle.write(&spec_name, spec, 0o600)?,
+        }
         let _spec_file = Removed(&bundle, &spec_name);
         let console = io.is_terminal().then(|| ConsoleSocket::bind(&bundle, exec.as_str())).transpose()?;
         let (spec_path, pid_path) = (bundle.join(&spec_name), bundle.join(&pid_name));
@@ -461,18 +471,37 @@ impl Shim {
             arguments.extend(["--console-socket", console.name()]);
         }
         let stdio = call_stdio(&io, &options)?;
-        let (result, birth) = self.runtimes.exec(&runtime, id, exec, &arguments, stdio).await;
+        let (result, birth) = self.runtimes.exec(&runtime, id, exec, &arguments, stdio, starts).await;
         result.map_err(|failure| ShimError::Runtime { context: "OCI runtime exec failed", failure })?;
-        if let Some(console) = &console {
+        let adopted = self.adopt_exec(id, exec, &io, console.as_ref(), &bundle, &pid_name);
+        if adopted.is_err()
+            && let Ok(PidNamespace::Private) = self.with(id, |owned| owned.state.pid_namespace)
+        {
+            self.reaper.kill_unclaimed(&birth);
+        }
+        drop(birth);
+        adopted
+    }
+
+    /// The runtime has started the exec: takes its console, reads its pid, watches it, tells containerd.
+    fn adopt_exec(
+        self: &Rc<Self>,
+        id: &Id,
+        exec: &Id,
+        io: &Rc<ProcessIo>,
+        console: Option<&ConsoleSocket>,
+        bundle: &Bundle,
+        pid_name: &str,
+    ) -> Result<u32, ShimError> {
+        if let Some(console) = console {
             io.attach_console(console.receive()?)?;
         }
-        let pid = bundle.pid(&pid_name)?;
+        let pid = bundle.pid(pid_name)?;
         let key = ProcessKey { container: id.clone(), exec: Some(exec.clone()) };
         self.reaper
             .watch_process(pid, key)
             .map_err(|source| ShimError::Io { verb: "watch the exec", source })?;
         self.apply(id, Event::ExecStarted { exec: exec.clone(), pid })?;
-        drop(birth);
         Ok(pid)
     }
 
@@ -833,6 +862,13 @@ impl Shim {
                 Effect::KillAll => {
                     tokio::task::spawn_local(Rc::clone(self).kill_rest(id.clone()));
                 }
+                Effect::CutStartsShort => {
+                    let starts = self.with(id, |owned| Rc::clone(&owned.starts))?;
+                    tokio::task::spawn_local(async move {
+                        tokio::time::sleep(START_AFTER_INIT).await;
+                        starts.notify_waiters();
+                    });
+                }
                 Effect::RecordExit(exit) => {
                     let bundle = self.with(id, |owned| Bundle::new(&owned.state.bundle))?;
                     if let Err(e) = bundle.write_exit(RecordedExit { status: exit.status, at: exit.at }) {
@@ -1002,6 +1038,15 @@ fn call_stdio(io: &Rc<ProcessIo>, options: &Options) -> Result<CallStdio, StdioE
     }
     let ends = io.pipes(options.io_uid, options.io_gid)?;
     Ok(CallStdio::Process { stdin: ends.stdin, stdout: ends.stdout, stderr: ends.stderr })
+}
+
+/// A process spec with the size of its console.
+fn with_console_size(spec: &[u8], (width, height): (u16, u16)) -> Vec<u8> {
+    let Ok(mut fields) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(spec) else {
+        return spec.to_vec();
+    };
+    fields.insert("consoleSize".to_owned(), serde_json::json!({ "height": height, "width": width }));
+    serde_json::to_vec(&fields).unwrap_or_else(|_| spec.to_vec())
 }
 
 fn kill_failure(failure: Failure) -> ShimError {

@@ -334,6 +334,10 @@ impl Container {
             self.clearing = true;
             effects.push(Effect::KillAll);
         }
+        let starting = |e: &Exec| e.phase == ExecPhase::Starting;
+        if self.status == Status::Starting || self.execs.values().any(starting) {
+            effects.push(Effect::CutStartsShort);
+        }
         self.release(effects);
     }
 
@@ -393,7 +397,7 @@ mod tests {
     fn exit_before_start_returns_is_published_after_start() {
         let mut c = created(PidNamespace::Private);
         c.apply(Event::StartRequested).unwrap();
-        assert_eq!(c.apply(Event::InitExited(exit(7))).unwrap(), vec![]);
+        assert_eq!(c.apply(Event::InitExited(exit(7))).unwrap(), vec![Effect::CutStartsShort]);
         let effects = c.apply(Event::Started).unwrap();
         assert_eq!(
             published(&effects),
@@ -500,7 +504,7 @@ mod tests {
                         match effect {
                             Effect::Publish(notice) => self.told.push(notice),
                             Effect::AnswerWaiters(exec, _) => self.answered.push(exec),
-                            Effect::KillAll | Effect::RecordExit(_) => {}
+                            Effect::KillAll | Effect::RecordExit(_) | Effect::CutStartsShort => {}
                         }
                     }
                     let json = serde_json::to_vec(&self.container).unwrap();
@@ -517,13 +521,9 @@ mod tests {
                 1 if self.container.status == Status::Starting => drop(self.apply(Event::Started)),
                 2 if self.container.status == Status::Starting => drop(self.apply(Event::StartFailed)),
                 3 | 4 => {
-                    drop(self.apply(Event::ExecRequested { exec, stdio: Stdio::default(), spec: vec![] }))
+                    let _ = self.apply(Event::ExecRequested { exec, stdio: Stdio::default(), spec: vec![] });
                 }
-                5 | 6 => {
-                    if self.apply(Event::ExecStartRequested(exec.clone())) {
-                        self.starting.push(exec);
-                    }
-                }
+                5 | 6 if self.apply(Event::ExecStartRequested(exec.clone())) => self.starting.push(exec),
                 7 | 8 => {
                     if let Some(exec) = self.starting.pop() {
                         self.live_execs.push(exec.clone());
@@ -546,16 +546,18 @@ mod tests {
                 }
                 13 => {
                     if self.apply(Event::PauseRequested) {
-                        self.apply(if which % 2 == 0 { Event::Paused } else { Event::PauseFailed });
+                        self.apply(if which.is_multiple_of(2) { Event::Paused } else { Event::PauseFailed });
                     } else if self.apply(Event::ResumeRequested) {
-                        self.apply(if which % 2 == 0 { Event::Resumed } else { Event::ResumeFailed });
+                        self.apply(if which.is_multiple_of(2) {
+                            Event::Resumed
+                        } else {
+                            Event::ResumeFailed
+                        });
                     }
                 }
                 14 if self.container.clearing => drop(self.apply(Event::Cleared)),
-                15 => {
-                    if self.apply(Event::ExecDeleteRequested(exec.clone())) {
-                        self.apply(Event::ExecDeleted(exec));
-                    }
+                15 if self.apply(Event::ExecDeleteRequested(exec.clone())) => {
+                    self.apply(Event::ExecDeleted(exec));
                 }
                 _ => {}
             }

@@ -12,10 +12,10 @@ pub(super) struct Births {
 
 impl Births {
     pub(super) fn begin(self: &Rc<Self>) -> BirthGuard {
-        let number = self.next.get();
+        let (number, begun) = (self.next.get(), since_boot());
         self.next.set(number + 1);
-        self.begun.borrow_mut().push((number, since_boot()));
-        BirthGuard { births: Rc::clone(self), number }
+        self.begun.borrow_mut().push((number, begun));
+        BirthGuard { births: Rc::clone(self), number, begun }
     }
 
     /// When the oldest began; `None` if nothing is being born.
@@ -32,6 +32,14 @@ impl Births {
 pub struct BirthGuard {
     births: Rc<Births>,
     number: u64,
+    begun: Duration,
+}
+
+impl BirthGuard {
+    /// When it began: time since boot.
+    pub(super) fn begun(&self) -> Duration {
+        self.begun
+    }
 }
 
 impl Drop for BirthGuard {

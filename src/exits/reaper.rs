@@ -108,6 +108,23 @@ impl Reaper {
         result.map_err(|e| if e.raw_os_error() == Some(libc::ESRCH) { gone() } else { e })
     }
 
+    /// Kills what a failed birth has left running: children that nobody watches and that are younger than it. Not while others
+    /// are being born: one of theirs it might be. Call it only if no orphans of the container can come to us.
+    pub fn kill_unclaimed(&self, birth: &BirthGuard) {
+        if self.births.count() != 1 {
+            return log::warn!("what a runtime call without a pid has started cannot be told from others");
+        }
+        let since = in_ticks(birth.begun());
+        for pid in children() {
+            if !self.watched.borrow().contains_key(&pid)
+                && stat(pid).is_some_and(|(_, started)| started >= since)
+                && process::signal_child(pid, libc::SIGKILL).is_ok()
+            {
+                log::warn!("killed a process that its runtime call did not name pid={pid}");
+            }
+        }
+    }
+
     /// Resolves when [`Reaper::reap`] should be called though no SIGCHLD may come.
     pub async fn wants_reaping(&self) {
         self.again.notified().await;
@@ -170,13 +187,12 @@ impl Reaper {
     /// A zombie that was there before the oldest birth began is nobody's child of that birth. Under steady churn there is
     /// always a birth going on, and orphans must not pile up behind it.
     fn reap_old_orphans(&self, oldest_birth: std::time::Duration) {
-        let ticks = u128::from(process::clock_ticks());
-        let limit = u64::try_from(oldest_birth.as_nanos() * ticks / 1_000_000_000).unwrap_or(0);
+        let limit = in_ticks(oldest_birth);
         for pid in children().into_iter().take(BATCH) {
             if self.watched.borrow().contains_key(&pid) {
                 continue;
             }
-            if zombie_since(pid).is_some_and(|started| started < limit)
+            if stat(pid).is_some_and(|(state, started)| state == 'Z' && started < limit)
                 && matches!(process::reap_pid(pid), Ok(Some(_)))
             {
                 self.orphans.set(self.orphans.get() + 1);
@@ -221,15 +237,19 @@ fn children() -> Vec<u32> {
     String::from_utf8_lossy(&text).split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
-/// Start time of a zombie in clock ticks since boot; `None` if it lives or is gone (proc_pid_stat(5)).
-fn zombie_since(pid: u32) -> Option<u64> {
+/// Time since boot in clock ticks, the unit of start times in /proc.
+fn in_ticks(since_boot: std::time::Duration) -> u64 {
+    let ticks = u128::from(process::clock_ticks());
+    u64::try_from(since_boot.as_nanos() * ticks / 1_000_000_000).unwrap_or(0)
+}
+
+/// State letter and start time, in clock ticks since boot, of a process (proc_pid_stat(5)).
+fn stat(pid: u32) -> Option<(char, u64)> {
     let text = read_bounded(&PathBuf::from(format!("/proc/{pid}/stat")), 4096).ok()?;
     let text = String::from_utf8_lossy(&text);
     // The name in parentheses may contain anything; fields are counted from its end.
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_whitespace();
-    if fields.next()? != "Z" {
-        return None;
-    }
+    let state = fields.next()?.chars().next()?;
     // starttime is field 22; the state was field 3.
-    fields.nth(18)?.parse().ok()
+    Some((state, fields.nth(18)?.parse().ok()?))
 }

@@ -260,6 +260,11 @@ mod tests {
         pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap()
     }
 
+    /// The byte at a place of the test's data.
+    fn byte(place: usize) -> u8 {
+        u8::try_from(place % 251).unwrap()
+    }
+
     #[test]
     fn a_full_sink_loses_nothing() {
         local(async {
@@ -273,7 +278,7 @@ mod tests {
             let mut buffer = vec![0u8; 4096];
             while got.len() < total {
                 if let Some(open) = &feed {
-                    let chunk: Vec<u8> = (sent..(sent + 1000).min(total)).map(|i| (i % 251) as u8).collect();
+                    let chunk: Vec<u8> = (sent..(sent + 1000).min(total)).map(byte).collect();
                     if let Ok(n) = rustix::io::write(open, &chunk) {
                         sent += n;
                     }
@@ -288,7 +293,7 @@ mod tests {
                 }
             }
             task.await.unwrap();
-            assert!(got.iter().enumerate().all(|(i, b)| *b == (i % 251) as u8));
+            assert!(got.iter().enumerate().all(|(i, b)| *b == byte(i)));
             assert!(copy.has_ended());
         });
     }

@@ -16,12 +16,14 @@ use std::{
     path::Path,
     process::Stdio,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{sync::Notify, task::JoinHandle};
 
 /// How long a console may go on after its process has exited, when a grandchild keeps it open.
 const CONSOLE_LINGER: Duration = Duration::from_millis(500);
+/// How long after its opening a stdin fifo stays open though CloseIO has come already.
+const STDIN_GRACE: Duration = Duration::from_millis(200);
 /// Pumps of one stream when its process has exited: with a budget of 1 MiB each, more than any pipe holds.
 const FINAL_PUMPS: usize = 2;
 
@@ -42,6 +44,9 @@ pub struct ProcessIo {
     stdin_source: RefCell<Option<OwnedFd>>,
     /// Our writing end of the stdin fifo: without it the process would see an end whenever a client goes. CloseIO drops it.
     stdin_keeper: RefCell<Option<OwnedFd>>,
+    stdin_opened: Cell<Option<Instant>>,
+    /// CloseIO has come; it may come before the fifo is open.
+    stdin_closed: Cell<bool>,
     console: RefCell<Option<Rc<OwnedFd>>>,
     /// A size that came before the console.
     size: Cell<Option<(u16, u16)>>,
@@ -53,21 +58,14 @@ pub struct ProcessIo {
 }
 
 impl ProcessIo {
-    /// Opens the stdin fifo, so that what a client writes before the process runs is kept. Nothing is started.
-    pub fn open(plan: Plan) -> Result<Rc<Self>, StdioError> {
-        let (source, keeper) = match &plan.stdin {
-            Some(path) => {
-                let read = open(path, OFlags::RDONLY)?;
-                // Succeeds at once: we are the reader.
-                let write = open(path, OFlags::WRONLY)?;
-                (Some(read), Some(write))
-            }
-            None => (None, None),
-        };
-        Ok(Rc::new(Self {
+    /// Channels that are planned; nothing is opened yet.
+    pub fn new(plan: Plan) -> Rc<Self> {
+        Rc::new(Self {
             plan,
-            stdin_source: RefCell::new(source),
-            stdin_keeper: RefCell::new(keeper),
+            stdin_source: RefCell::default(),
+            stdin_keeper: RefCell::default(),
+            stdin_opened: Cell::default(),
+            stdin_closed: Cell::default(),
             console: RefCell::default(),
             size: Cell::default(),
             stdin: RefCell::default(),
@@ -75,7 +73,21 @@ impl ProcessIo {
             tasks: RefCell::default(),
             running: Cell::default(),
             drained: Notify::new(),
-        }))
+        })
+    }
+
+    /// Opens the stdin fifo, so that what a client writes from now on is kept. Clients begin to write when it opens, and
+    /// `ctr` knows how to say CloseIO only after Create or Exec: so at Create for an init, at Start for an exec.
+    pub fn open_stdin(self: &Rc<Self>) -> Result<(), StdioError> {
+        let Some(path) = &self.plan.stdin else { return Ok(()) };
+        self.stdin_source.replace(Some(open(path, OFlags::RDONLY)?));
+        // Succeeds at once: we are the reader.
+        self.stdin_keeper.replace(Some(open(path, OFlags::WRONLY)?));
+        self.stdin_opened.set(Some(Instant::now()));
+        if self.stdin_closed.get() {
+            self.let_stdin_end();
+        }
+        Ok(())
     }
 
     /// Whether the process has a console.
@@ -210,9 +222,34 @@ impl ProcessIo {
         }
     }
 
+    /// Width and height that were asked for.
+    pub fn size(&self) -> Option<(u16, u16)> {
+        self.size.get()
+    }
+
     /// Closes stdin for good: the process reads what was written before, then sees the end.
-    pub fn close_stdin(&self) {
-        self.stdin_keeper.take();
+    pub fn close_stdin(self: &Rc<Self>) {
+        if !self.stdin_closed.replace(true) {
+            self.let_stdin_end();
+        }
+    }
+
+    /// Drops our writing end, so that the last client's close is the end. A client that waited for us to open the fifo gets
+    /// [`STDIN_GRACE`] to do the same: else a CloseIO that overtakes it would cut off what it has to say.
+    fn let_stdin_end(self: &Rc<Self>) {
+        let Some(opened) = self.stdin_opened.get() else { return };
+        let grace = STDIN_GRACE.saturating_sub(opened.elapsed());
+        if grace.is_zero() {
+            self.stdin_keeper.take();
+            return;
+        }
+        let io = Rc::downgrade(self);
+        self.keep(tokio::task::spawn_local(async move {
+            tokio::time::sleep(grace).await;
+            if let Some(io) = io.upgrade() {
+                io.stdin_keeper.take();
+            }
+        }));
     }
 
     fn hang_up(&self) {

@@ -282,7 +282,7 @@ impl Client {
     fn begin(&mut self, header: Header, body: &[u8]) {
         let refuse =
             |code, message: String| self.shared.answer(header.stream, Err(Status::new(code, message)));
-        if header.stream % 2 == 0 {
+        if header.stream.is_multiple_of(2) {
             return refuse(
                 Code::InvalidArgument,
                 "StreamID must be odd for client initiated streams".to_owned(),

@@ -15,6 +15,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
+use tokio::sync::Notify;
 
 /// Time for calls that run a container's hooks or start its program: create, start, exec. Hooks may pull volumes; the
 /// caller's own deadline is usually shorter.
@@ -75,10 +76,11 @@ impl Caller {
         command.arg("create").arg("--bundle").arg(&runtime.bundle).args(arguments).arg(id.as_str());
         let birth = self.reaper.birth();
         let log = runtime.bundle.join("log.json");
-        (self.run(command, log, stdio, LONG).await, birth)
+        (self.run(command, log, stdio, LONG, None).await, birth)
     }
 
     /// `exec --detach`. Its errors go to a log of its own, so that concurrent execs do not read each other's.
+    /// Killed when `cut_short` is notified.
     pub async fn exec(
         &self,
         runtime: &Runtime,
@@ -86,24 +88,31 @@ impl Caller {
         exec: &Id,
         arguments: &[&str],
         stdio: CallStdio,
+        cut_short: Rc<Notify>,
     ) -> (Result<(), Failure>, BirthGuard) {
         let log = runtime.bundle.join(format!("{exec}.log.json"));
         let mut command = runtime.command_logging_to(&log);
         command.arg("exec").args(arguments).arg("--detach").arg(id.as_str());
         let birth = self.reaper.birth();
-        let result = self.run(command, log.clone(), stdio, LONG).await;
+        let result = self.run(command, log.clone(), stdio, LONG, Some(cut_short)).await;
         let _ = std::fs::remove_file(log);
         (result, birth)
     }
 
-    /// `start`, which also runs hooks.
-    pub async fn start(&self, runtime: &Runtime, id: &Id) -> Result<(), Failure> {
-        self.simple(runtime, &["start", id.as_str()], LONG).await
+    /// `start`, which also runs hooks. Killed when `cut_short` is notified.
+    pub async fn start(&self, runtime: &Runtime, id: &Id, cut_short: Rc<Notify>) -> Result<(), Failure> {
+        let mut command = runtime.command();
+        command.args(["start", id.as_str()]);
+        let log = runtime.bundle.join("log.json");
+        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, Some(cut_short)).await
     }
 
     /// Any other command: delete, kill, pause, resume.
     pub async fn command(&self, runtime: &Runtime, arguments: &[&str]) -> Result<(), Failure> {
-        self.simple(runtime, arguments, SHORT).await
+        let mut command = runtime.command();
+        command.args(arguments);
+        let log = runtime.bundle.join("log.json");
+        self.run(command, log, CallStdio::Captured { stdin: None }, SHORT, None).await
     }
 
     /// `update --resources -`, with the resources on stdin.
@@ -113,14 +122,7 @@ impl Caller {
         let mut command = runtime.command();
         command.args(["update", "--resources", "-", id.as_str()]);
         let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: Some(stdin) }, SHORT).await
-    }
-
-    async fn simple(&self, runtime: &Runtime, arguments: &[&str], deadline: Duration) -> Result<(), Failure> {
-        let mut command = runtime.command();
-        command.args(arguments);
-        let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: None }, deadline).await
+        self.run(command, log, CallStdio::Captured { stdin: Some(stdin) }, SHORT, None).await
     }
 
     async fn run(
@@ -129,6 +131,7 @@ impl Caller {
         log: PathBuf,
         stdio: CallStdio,
         deadline: Duration,
+        cut_short: Option<Rc<Notify>>,
     ) -> Result<(), Failure> {
         let name = command.get_program().to_string_lossy().into_owned();
         let offset = std::fs::metadata(&log).map_or(0, |m| m.len());
@@ -144,23 +147,31 @@ impl Caller {
         // Our ends of the container's pipes must not outlive the spawn.
         drop(command);
         let ended = self.reaper.watch_child(pid);
-        let status = match tokio::time::timeout(deadline, ended).await {
-            Ok(status) => status,
-            Err(_) => {
-                log::error!("runtime call killed at its deadline pid={pid} seconds={}", deadline.as_secs());
-                self.reaper.signal_child(pid, libc::SIGKILL);
-                return Err(Failure::DeadlineExceeded { seconds: deadline.as_secs() });
+        let cut_short = async {
+            match cut_short {
+                Some(notify) => notify.notified().await,
+                None => std::future::pending().await,
             }
         };
-        if status == 0 {
-            return Ok(());
-        }
-        let output = captured.map(|file| written(file)).unwrap_or_default();
-        let how = match status {
-            1..=127 => format!("{name} did not terminate successfully: exit status {status}"),
-            _ => format!("{name} did not terminate successfully: signal {}", status - 128),
+        let failure = tokio::select! {
+            biased;
+            status = ended => match status {
+                0 => return Ok(()),
+                status => {
+                    let output = captured.map(written).unwrap_or_default();
+                    let how = match status {
+                        1..=127 => format!("{name} did not terminate successfully: exit status {status}"),
+                        _ => format!("{name} did not terminate successfully: signal {}", status.saturating_sub(128)),
+                    };
+                    return Err(Failure::of_call(how, &log, offset, &output));
+                }
+            },
+            () = cut_short => Failure::CutShort,
+            () = tokio::time::sleep(deadline) => Failure::DeadlineExceeded { seconds: deadline.as_secs() },
         };
-        Err(Failure::of_call(how, &log, offset, &output))
+        log::error!("runtime call killed pid={pid}: {failure}");
+        self.reaper.signal_child(pid, libc::SIGKILL);
+        Err(failure)
     }
 }
 

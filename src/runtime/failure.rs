@@ -33,6 +33,8 @@ pub enum Failure {
         /// Why.
         reason: String,
     },
+    /// It was still starting something when the container's init was dead already, and was killed.
+    CutShort,
     /// It did not end in time and was killed.
     DeadlineExceeded {
         /// The time it had.
@@ -47,6 +49,7 @@ impl fmt::Display for Failure {
             Self::Silent { how, output } if output.is_empty() => f.write_str(how),
             Self::Silent { how, output } => write!(f, "{how}: {output}"),
             Self::NotStarted { reason } => f.write_str(reason),
+            Self::CutShort => f.write_str("container init process is not running"),
             Self::DeadlineExceeded { seconds } => write!(f, "no answer in {seconds} s, killed"),
         }
     }

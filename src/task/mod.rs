@@ -98,8 +98,9 @@ impl TaskService {
             }
             "Update" => {
                 let r: api::UpdateTaskRequest = decode(payload)?;
-                let resources = request::resources(r.resources)?;
-                shim.update(&container(&r.id)?, &resources).await?;
+                let id = container(&r.id)?;
+                shim.state(&id, None)?;
+                shim.update(&id, &request::resources(r.resources)?).await?;
                 encode(&Empty {})
             }
             "Wait" => {

@@ -31,6 +31,22 @@ impl From<ShimError> for Status {
             | ShimError::Rootfs { .. }
             | ShimError::Io { .. } => Code::Unknown,
         };
-        Self::new(code, chain(&error))
+        let mut text = chain(&error);
+        text.push_str(sentinel(&error));
+        Self::new(code, text)
+    }
+}
+
+/// What Go's `%w` of an error class (containerd/errdefs) adds to the text. Clients of old look for it.
+fn sentinel(error: &ShimError) -> &'static str {
+    match error {
+        ShimError::NotCreated
+        | ShimError::Finished
+        | ShimError::NoSuchContainer
+        | ShimError::NoCgroup
+        | ShimError::Refused(Refusal::NoExec(_)) => ": not found",
+        ShimError::Refused(Refusal::ExecExists(_)) => ": already exists",
+        ShimError::NotStarted | ShimError::Refused(Refusal::InitGone(_)) => ": failed precondition",
+        _ => "",
     }
 }

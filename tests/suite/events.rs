@@ -1,0 +1,97 @@
+//! Events: all of them, in order, even if the shim ends right after.
+
+use crate::support::{CLEAT, IMAGE, Rig, alive, kill, until};
+
+#[test]
+fn events_of_a_life_come_in_order() {
+    let rig = Rig::new();
+    let events = rig.events();
+    rig.run("a", &["sleep", "1000"]);
+    rig.ctr(["task", "exec", "--exec-id", "e", "a", "true"]);
+    rig.ctr(["task", "pause", "a"]);
+    rig.ctr(["task", "resume", "a"]);
+    rig.remove("a");
+    events.wait_for("delete", 1);
+    assert_eq!(
+        events.of("a"),
+        [
+            "create",
+            "start",
+            "exec-added:e",
+            "exec-started:e",
+            "exit:e",
+            "paused",
+            "resumed",
+            "exit",
+            "delete"
+        ]
+    );
+}
+
+#[test]
+fn no_event_is_lost_when_shims_end_at_once() {
+    let rig = Rig::new();
+    let events = rig.events();
+    let number = 60;
+    for i in 0..number {
+        rig.ctr(["run", "--rm", "--null-io", "--runtime", CLEAT, IMAGE, &format!("a{i}"), "true"]);
+    }
+    events.wait_for("delete", number);
+    for i in 0..number {
+        assert_eq!(events.of(&format!("a{i}")), ["create", "start", "exit", "delete"]);
+    }
+}
+
+#[test]
+fn events_wait_while_containerd_is_stopped() {
+    let rig = Rig::new();
+    let events = rig.events();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    let containerd = rig.containerd_pid();
+    kill(containerd, libc::SIGSTOP);
+    for i in 0..50 {
+        assert_eq!(direct.exec_to_end("a", &format!("e{i}"), &format!("exit {i}")), i);
+    }
+    kill(containerd, libc::SIGCONT);
+    events.wait_for("exit", 50);
+    let exits: Vec<u64> = events.all().iter().filter(|e| e.topic == "exit").map(|e| e.status).collect();
+    assert_eq!(exits, (0..50).collect::<Vec<u64>>());
+    rig.remove("a");
+}
+
+#[test]
+fn sigterm_flushes_events_removes_the_socket_and_leaves_the_container() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let (shim, init) = (rig.shim(), rig.init("a"));
+    let socket = rig.address("a").replace("unix://", "");
+    kill(shim, libc::SIGTERM);
+    until("the shim ends", || !alive(shim));
+    assert!(!std::path::Path::new(&socket).exists());
+    // containerd sees the connection close and calls `delete`, which ends the container.
+    until("containerd cleans up", || !alive(init));
+    rig.ctr(["container", "rm", "a"]);
+}
+
+#[test]
+fn signals_that_mean_nothing_end_nothing_and_usr1_dumps() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let shim = rig.shim();
+    let deadly = [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGSTOP];
+    // Faults of the program itself; nobody sends them to be polite.
+    let faults =
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
+    for signal in (1..=31).filter(|n| !deadly.contains(n) && !faults.contains(n)) {
+        kill(shim, signal);
+        kill(shim, libc::SIGCONT);
+    }
+    assert_eq!(rig.direct("a").exec_to_end("a", "e", "exit 4"), 4);
+    kill(shim, libc::SIGUSR1);
+    until("the dump is in the log", || {
+        let log = rig.log();
+        log.contains("container a status=Running") && log.contains("transition a ")
+    });
+    rig.remove("a");
+}

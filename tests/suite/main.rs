@@ -1,0 +1,18 @@
+//! The shim on a real containerd with real containers, as root. A private root, state and namespace for each test; whatever is
+//! left behind at its end fails it.
+//!
+//! `CLEAT_TEST_SHIM`, `CLEAT_TEST_CONTAINERD`, `CLEAT_TEST_CTR`: other binaries than the ones built here and found in PATH.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests may block, and end at the first surprise"
+)]
+#![allow(unreachable_pub, reason = "one crate, its rooms share the support")]
+
+mod bootstrap;
+mod events;
+mod exits;
+mod faults;
+mod io;
+mod lifecycle;
+mod support;

@@ -1,0 +1,381 @@
+//! A private containerd, what one does with it, and the check that nothing is left behind.
+
+mod direct;
+mod events;
+mod process;
+
+pub use direct::{Direct, exec_request, fifo, process_spec};
+pub use events::EventLog;
+pub use process::{
+    alive, all as all_pids, children, cmdline, fd_count, kill, process_state, read_all, until,
+};
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    fs,
+    os::unix::{fs::symlink, net::UnixStream, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+/// The image that `scripts/image` makes.
+pub const IMAGE: &str = "docker.io/library/busybox:latest";
+/// Under this name `ctr` sends no runc options.
+pub const CLEAT: &str = "io.containerd.cleat.v2";
+/// Under this name it does; the rig's PATH has cleat under that name too.
+pub const RUNC: &str = "io.containerd.runc.v2";
+/// The annotation that groups containers into one shim.
+pub const GROUP: &str = "io.containerd.runc.v2.group";
+/// Nothing that a test waits for takes longer on a slow machine.
+pub const LONG: Duration = Duration::from_secs(30);
+
+const SOCKETS: &str = "/run/containerd/s";
+
+/// A containerd of its own, with its own root, state, socket and namespace.
+pub struct Rig {
+    pub dir: PathBuf,
+    pub namespace: String,
+    containerd: Option<Child>,
+    /// Sockets in the shared directory that were dead before we came.
+    dead_sockets: BTreeSet<PathBuf>,
+}
+
+impl Rig {
+    /// Starts containerd and imports the image.
+    pub fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("cleat-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let dir = Path::new("/run").join(&name);
+        fs::create_dir_all(dir.join("bin")).unwrap();
+        for shim in ["containerd-shim-cleat-v2", "containerd-shim-runc-v2"] {
+            symlink(shim_binary(), dir.join("bin").join(shim)).unwrap();
+        }
+        let config = format!(
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
+             \"io.containerd.cri.v1.runtime\", \"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.devmapper\"]\n\
+             [grpc]\naddress = \"{0}/c.sock\"\n[ttrpc]\naddress = \"{0}/c.sock.ttrpc\"\n[debug]\nlevel = \"debug\"\n",
+            dir.display()
+        );
+        fs::write(dir.join("config.toml"), config).unwrap();
+        let mut rig = Self { dir, namespace: name, containerd: None, dead_sockets: dead_sockets() };
+        rig.start_containerd();
+        rig.ctr(["image", "import", "--no-unpack", image().to_str().unwrap()]);
+        rig
+    }
+
+    /// Starts containerd and waits until it answers.
+    pub fn start_containerd(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let path = format!("{}/bin:{}", self.dir.display(), std::env::var("PATH").unwrap());
+        let child = Command::new(containerd_binary())
+            .arg("--config")
+            .arg(self.dir.join("config.toml"))
+            .env("PATH", path)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("containerd is installed");
+        self.containerd = Some(child);
+        until("containerd answers", || {
+            UnixStream::connect(self.dir.join("c.sock")).is_ok() && self.try_ctr(["version"]).status.success()
+        });
+    }
+
+    /// Ends containerd with a signal and waits for its end.
+    pub fn end_containerd(&mut self, signal: i32) {
+        if let Some(mut child) = self.containerd.take() {
+            kill(child.id(), signal);
+            child.wait().unwrap();
+        }
+    }
+
+    /// containerd's pid.
+    pub fn containerd_pid(&self) -> u32 {
+        self.containerd.as_ref().unwrap().id()
+    }
+
+    /// All that containerd and the shims wrote.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.join("log")).unwrap_or_default()).into_owned()
+    }
+
+    /// `ctr` in our namespace, to be run.
+    pub fn ctr_command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        // Nothing may hang for ever.
+        let mut command = Command::new("timeout");
+        command.arg("-k1").arg("120").arg(ctr_binary()).arg("-a").arg(self.dir.join("c.sock"));
+        command.args(["-n", &self.namespace]).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `ctr`, whatever comes of it.
+    pub fn try_ctr<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Output {
+        self.ctr_command(arguments).output().expect("ctr is installed")
+    }
+
+    /// Runs `ctr`, which must succeed; returns its stdout.
+    pub fn ctr<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+        let mut command = self.ctr_command(arguments);
+        let output = command.output().expect("ctr is installed");
+        assert!(
+            output.status.success(),
+            "{command:?}: {} {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+            self.log_tail()
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    /// `ctr run -d` of a command.
+    pub fn run(&self, id: &str, command: &[&str]) {
+        self.run_with(&["--runtime", CLEAT], id, command);
+    }
+
+    /// `ctr run -d` with further flags.
+    pub fn run_with(&self, flags: &[&str], id: &str, command: &[&str]) {
+        self.ctr([&["run", "-d", "--null-io"], flags, &[IMAGE, id], command].concat());
+    }
+
+    /// `ctr run -d` into a group.
+    pub fn run_in_group(&self, group: &str, id: &str, command: &[&str]) {
+        let annotation = format!("{GROUP}={group}");
+        self.run_with(&["--runtime", CLEAT, "--annotation", &annotation], id, command);
+    }
+
+    /// A runtime that misbehaves: a shell script that runs `before` and then becomes runc. The flags pass it to `ctr run`.
+    pub fn runtime_script(&self, before: &str) -> [String; 4] {
+        let path = self.dir.join("runtime");
+        fs::write(&path, format!("#!/bin/sh\n{before}\nexec runc \"$@\"\n")).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        ["--runtime", RUNC, "--runc-binary", path.to_str().unwrap()].map(str::to_owned)
+    }
+
+    /// Bundle of a container.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.dir.join("state/io.containerd.runtime.v2.task").join(&self.namespace).join(id)
+    }
+
+    /// Address of a container's shim, as its bundle names it.
+    pub fn address(&self, id: &str) -> String {
+        fs::read_to_string(self.bundle(id).join("address")).unwrap()
+    }
+
+    /// A client that speaks to a container's shim without containerd.
+    pub fn direct(&self, id: &str) -> Direct {
+        Direct::connect(Path::new(self.address(id).strip_prefix("unix://").unwrap()))
+    }
+
+    /// Pids of all daemons of this rig.
+    pub fn shims(&self) -> Vec<u32> {
+        process::all()
+            .into_iter()
+            .filter(|pid| {
+                let words = cmdline(*pid);
+                words.first().is_some_and(|name| name.contains("containerd-shim-"))
+                    && words.contains(&self.namespace)
+                    && !words.iter().any(|word| word == "start" || word == "delete")
+            })
+            .collect()
+    }
+
+    /// The only shim there is.
+    pub fn shim(&self) -> u32 {
+        let shims = self.shims();
+        assert_eq!(shims.len(), 1, "{shims:?}");
+        shims[0]
+    }
+
+    /// Pid of a container's init.
+    pub fn init(&self, id: &str) -> u32 {
+        fs::read_to_string(self.bundle(id).join("init.pid")).unwrap().trim().parse().unwrap()
+    }
+
+    /// `ctr task ls`: the status of a container's task.
+    pub fn status(&self, id: &str) -> Option<String> {
+        let list = self.ctr(["task", "ls"]);
+        let line = list.lines().find(|line| line.split_whitespace().next() == Some(id))?;
+        line.split_whitespace().nth(2).map(str::to_owned)
+    }
+
+    /// Kills a container's init, waits until the task has stopped, and deletes task and container.
+    pub fn remove(&self, id: &str) {
+        let _ = self.try_ctr(["task", "kill", "-s", "9", id]);
+        until("the task stops", || self.status(id).is_none_or(|status| status == "STOPPED"));
+        if self.status(id).is_some() {
+            self.ctr(["task", "delete", id]);
+        }
+        self.ctr(["container", "delete", id]);
+    }
+
+    /// A second terminal that shows events.
+    pub fn events(&self) -> EventLog {
+        EventLog::follow(self.ctr_command(["events"]), &self.dir.join("events"))
+    }
+
+    /// Whatever a test should not leave behind.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for pid in process::all() {
+            let words = cmdline(pid);
+            let ours = words.iter().any(|word| word.contains(&self.namespace));
+            if ours && words[0].rsplit('/').next() != Some("containerd") {
+                found.push(format!("process {pid}: {words:?}"));
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let state = self.dir.join("state");
+        found.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&*state.to_string_lossy()))
+                .map(|line| format!("mount {line}")),
+        );
+        found
+            .extend(dead_sockets().difference(&self.dead_sockets).map(|s| format!("socket {}", s.display())));
+        for directory in [
+            self.dir.join("state/io.containerd.runtime.v2.task").join(&self.namespace),
+            Path::new("/run/containerd/runc").join(&self.namespace),
+        ] {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                found.push(format!("left {}", entry.path().display()));
+            }
+        }
+        found.extend(self.cgroups().into_iter().map(|path| format!("cgroup {}", path.display())));
+        found
+    }
+
+    /// Cgroups of our containers, in every hierarchy.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|hierarchy| hierarchy.path())
+            .chain([PathBuf::from("/sys/fs/cgroup")])
+            .flat_map(|hierarchy| {
+                fs::read_dir(hierarchy.join(&self.namespace)).into_iter().flatten().flatten()
+            })
+            .filter(|entry| entry.path().is_dir())
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    fn tidy(&mut self) {
+        let ids: Vec<String> = self.ids();
+        for id in &ids {
+            let _ = self.try_ctr(["task", "rm", "-f", id]);
+            let _ = self.try_ctr(["container", "rm", id]);
+        }
+        self.end_containerd(libc::SIGTERM);
+        for bundle in fs::read_dir(self.bundle("")).into_iter().flatten().flatten() {
+            let address = fs::read_to_string(bundle.path().join("address")).unwrap_or_default();
+            let _ = fs::remove_file(address.trim_start_matches("unix://"));
+        }
+        for pid in self.shims() {
+            kill(pid, libc::SIGKILL);
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for line in mounts.lines().rev() {
+            let point = line.split(' ').nth(4).unwrap_or_default();
+            if point.starts_with(&*self.dir.to_string_lossy()) {
+                let _ = Command::new("umount").args(["-l", point]).status();
+            }
+        }
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let parent = hierarchy.path().join(&self.namespace);
+            for child in fs::read_dir(&parent).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(child.path());
+            }
+            let _ = fs::remove_dir(parent);
+        }
+        let _ = fs::remove_dir(Path::new("/run/containerd/runc").join(&self.namespace));
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+
+    fn ids(&self) -> Vec<String> {
+        if self.containerd.is_none() {
+            return Vec::new();
+        }
+        let output = self.try_ctr(["container", "ls", "-q"]);
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        let mut left = Vec::new();
+        if !failed {
+            // The last delete answers before the shim has gone.
+            let deadline = std::time::Instant::now() + Duration::from_secs(15);
+            loop {
+                left = self.leftovers();
+                if left.is_empty() || std::time::Instant::now() > deadline {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        if failed || !left.is_empty() {
+            eprintln!("end of containerd's log:\n{}", self.log_tail());
+        }
+        self.tidy();
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+}
+
+/// For `ctr run --with-ns`: the pid namespace that the tests and the shim are in.
+pub fn host_pid_namespace() -> String {
+    format!("pid:/proc/{}/ns/pid", std::process::id())
+}
+
+/// The binary under test.
+pub fn shim_binary() -> PathBuf {
+    std::env::var_os("CLEAT_TEST_SHIM")
+        .map_or_else(|| env!("CARGO_BIN_EXE_containerd-shim-cleat-v2").into(), PathBuf::from)
+}
+
+fn containerd_binary() -> String {
+    std::env::var("CLEAT_TEST_CONTAINERD").unwrap_or_else(|_| "containerd".to_owned())
+}
+
+fn ctr_binary() -> String {
+    std::env::var("CLEAT_TEST_CTR").unwrap_or_else(|_| "ctr".to_owned())
+}
+
+/// The image, made once.
+fn image() -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image.tar");
+    if !path.exists() {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/image");
+        assert!(Command::new(script).arg(&path).status().unwrap().success());
+    }
+    path
+}
+
+/// Sockets in containerd's directory on which nobody listens.
+fn dead_sockets() -> BTreeSet<PathBuf> {
+    fs::read_dir(SOCKETS)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            matches!(UnixStream::connect(path), Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused)
+        })
+        .collect()
+}
