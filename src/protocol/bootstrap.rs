@@ -7,7 +7,7 @@
 
 use super::{
     Any,
-    options::{OPTIONS_URL, Options},
+    options::{GENERIC_OPTIONS_URL, OPTIONS_URL},
 };
 use prost::Message;
 
@@ -74,15 +74,26 @@ pub struct BootstrapResult {
 /// What the caller of `start` is, and what it asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caller {
-    speaks_bootstrap: bool,
-    /// Runtime options, if it sent any that we know.
-    pub options: Options,
+    speaks: Language,
+    /// Runtime options, if it sent any of a type that we know.
+    pub options: Option<Any>,
     /// Directory for the socket, if it named one.
     pub socket_dir: Option<String>,
     /// It asked for debug logs.
     pub debug: bool,
     /// containerd's ttrpc address, if stdin names it.
     pub ttrpc_address: Option<String>,
+}
+
+/// What the caller reads from stdout of `start`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Language {
+    /// 1.6: the address and nothing else.
+    Plain,
+    /// 1.7 to 2.2, which say so with MAX_SHIM_VERSION: JSON. Its version is 2, which all of them take; 1.7 refuses 3.
+    Json,
+    /// 2.3 and later: `BootstrapResult`.
+    Bootstrap,
 }
 
 /// stdin that no containerd sends.
@@ -94,14 +105,11 @@ pub enum BadInput {
     /// Neither message.
     #[error("stdin is neither BootstrapParams nor an Any with runtime options")]
     Malformed,
-    /// Options of the right type that do not decode.
-    #[error("decode {OPTIONS_URL}")]
-    Options(#[source] prost::DecodeError),
 }
 
 impl Caller {
-    /// Reads stdin of `start`; `id` is the command line's.
-    pub fn parse(input: &[u8], id: &str) -> Result<Self, BadInput> {
+    /// Reads stdin of `start`; `id` is the command line's, `max_shim_version` the environment's MAX_SHIM_VERSION.
+    pub fn parse(input: &[u8], id: &str, max_shim_version: Option<&str>) -> Result<Self, BadInput> {
         if input.len() > MAX_INPUT {
             return Err(BadInput::TooLarge);
         }
@@ -109,86 +117,88 @@ impl Caller {
             && !input.is_empty()
             && params.instance_id == id
         {
-            return Self::from_params(params);
+            return Ok(Self::from_params(params));
         }
         let any = Any::decode(input).map_err(|_| BadInput::Malformed)?;
-        Ok(Self {
-            speaks_bootstrap: false,
-            options: options_in(&any)?.unwrap_or_default(),
-            socket_dir: None,
-            debug: false,
-            ttrpc_address: None,
-        })
+        let speaks = match max_shim_version {
+            Some(version) if !version.is_empty() => Language::Json,
+            _ => Language::Plain,
+        };
+        let options = is_options(&any).then_some(any);
+        Ok(Self { speaks, options, socket_dir: None, debug: false, ttrpc_address: None })
     }
 
-    fn from_params(params: Params) -> Result<Self, BadInput> {
-        let mut options = Options::default();
-        for any in params.extensions.iter().filter_map(|extension| extension.value.as_ref()) {
-            if let Some(found) = options_in(any)? {
-                options = found;
-            }
-        }
+    fn from_params(params: Params) -> Self {
         let named = |text: String| (!text.is_empty()).then_some(text);
-        Ok(Self {
-            speaks_bootstrap: true,
-            options,
+        Self {
+            speaks: Language::Bootstrap,
+            options: params.extensions.into_iter().filter_map(|extension| extension.value).find(is_options),
             socket_dir: named(params.socket_dir),
             debug: params.log_level <= LOG_LEVEL_DEBUG,
             ttrpc_address: named(params.containerd_ttrpc_address),
-        })
+        }
     }
 
-    /// stdout of `start`: `BootstrapResult` for those who know it, else the plain address,
-    /// which every containerd since 1.3 understands.
+    /// stdout of `start`, in the caller's language.
     pub fn answer(&self, address: &str) -> Vec<u8> {
-        if !self.speaks_bootstrap {
-            return address.as_bytes().to_vec();
+        match self.speaks {
+            Language::Plain => address.as_bytes().to_vec(),
+            // In Go's order of fields; an address holds nothing that JSON would escape.
+            Language::Json => {
+                format!(r#"{{"version":2,"address":"{address}","protocol":"ttrpc"}}"#).into_bytes()
+            }
+            Language::Bootstrap => {
+                BootstrapResult { version: 3, address: address.to_owned(), protocol: "ttrpc".to_owned() }
+                    .encode_to_vec()
+            }
         }
-        BootstrapResult { version: 3, address: address.to_owned(), protocol: "ttrpc".to_owned() }
-            .encode_to_vec()
     }
 }
 
-fn options_in(any: &Any) -> Result<Option<Options>, BadInput> {
-    if any.type_url != OPTIONS_URL {
-        return Ok(None);
-    }
-    Options::decode(any.value.as_slice()).map(Some).map_err(BadInput::Options)
+fn is_options(any: &Any) -> bool {
+    matches!(any.type_url.as_str(), OPTIONS_URL | GENERIC_OPTIONS_URL)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::options::Options, *};
 
-    fn options() -> Options {
-        Options { shim_cgroup: "/pods".into(), binary_name: "crun".into(), ..Options::default() }
+    fn options() -> Any {
+        Any::pack(OPTIONS_URL, &Options { shim_cgroup: "/pods".into(), ..Options::default() })
     }
 
     #[test]
-    fn old_callers_get_the_plain_address() {
-        for input in [Vec::new(), Any::pack(OPTIONS_URL, &options()).encode_to_vec()] {
-            let caller = Caller::parse(&input, "box").unwrap();
+    fn old_callers_get_the_plain_address_or_json() {
+        for input in [Vec::new(), options().encode_to_vec()] {
+            let caller = Caller::parse(&input, "box", None).unwrap();
             assert_eq!(caller.answer("unix:///run/x"), b"unix:///run/x");
+            let caller = Caller::parse(&input, "box", Some("2")).unwrap();
+            let answer: serde_json::Value = serde_json::from_slice(&caller.answer("unix:///run/x")).unwrap();
+            assert_eq!(
+                answer,
+                serde_json::json!({"version": 2, "address": "unix:///run/x", "protocol": "ttrpc"})
+            );
         }
     }
 
     #[test]
     fn options_in_an_any_are_not_taken_for_bootstrap_params() {
-        let caller = Caller::parse(&Any::pack(OPTIONS_URL, &options()).encode_to_vec(), "box").unwrap();
-        assert_eq!(caller.options, options());
+        let caller = Caller::parse(&options().encode_to_vec(), "box", Some("2")).unwrap();
+        assert_eq!(caller.options, Some(options()));
     }
 
     #[test]
     fn bootstrap_params_get_a_bootstrap_result() {
+        let other = Extension { value: Some(Any { type_url: "example.org/x".into(), value: vec![1, 2, 3] }) };
         let params = Params {
             instance_id: "box".into(),
             log_level: LOG_LEVEL_DEBUG,
             socket_dir: "/run/s".into(),
-            extensions: vec![Extension { value: Some(Any::pack(OPTIONS_URL, &options())) }],
+            extensions: vec![other, Extension { value: Some(options()) }],
             ..Params::default()
         };
-        let caller = Caller::parse(&params.encode_to_vec(), "box").unwrap();
-        assert_eq!(caller.options, options());
+        let caller = Caller::parse(&params.encode_to_vec(), "box", Some("2")).unwrap();
+        assert_eq!(caller.options, Some(options()));
         assert_eq!(caller.socket_dir.as_deref(), Some("/run/s"));
         assert!(caller.debug);
         let result = BootstrapResult::decode(caller.answer("unix:///run/x").as_slice()).unwrap();
@@ -199,17 +209,17 @@ mod tests {
     }
 
     #[test]
-    fn garbage_and_oversize_are_refused() {
-        assert_eq!(Caller::parse(&[0xff; 64], "box"), Err(BadInput::Malformed));
-        assert_eq!(Caller::parse(&vec![0; MAX_INPUT + 1], "box"), Err(BadInput::TooLarge));
-        let broken = Any { type_url: OPTIONS_URL.into(), value: vec![0xff] };
-        assert!(matches!(Caller::parse(&broken.encode_to_vec(), "box"), Err(BadInput::Options(_))));
+    fn fields_of_the_future_are_skipped() {
+        let mut bytes = Params { instance_id: "box".into(), ..Params::default() }.encode_to_vec();
+        // Field 99, a string; field 100, a number.
+        bytes.extend_from_slice(&[0x9a, 0x06, 1, b'x', 0xa0, 0x06, 7]);
+        let caller = Caller::parse(&bytes, "box", Some("5")).unwrap();
+        assert_eq!((caller.speaks, caller.options), (Language::Bootstrap, None));
     }
 
     #[test]
-    fn unknown_extensions_are_skipped() {
-        let other = Extension { value: Some(Any { type_url: "example.org/x".into(), value: vec![1, 2, 3] }) };
-        let params = Params { instance_id: "box".into(), extensions: vec![other], ..Params::default() };
-        assert_eq!(Caller::parse(&params.encode_to_vec(), "box").unwrap().options, Options::default());
+    fn garbage_and_oversize_are_refused() {
+        assert_eq!(Caller::parse(&[0xff; 64], "box", None), Err(BadInput::Malformed));
+        assert_eq!(Caller::parse(&vec![0; MAX_INPUT + 1], "box", None), Err(BadInput::TooLarge));
     }
 }

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// Type URL of [`Options`].
 pub const OPTIONS_URL: &str = "containerd.runc.v1.Options";
+/// Type URL of [`GenericOptions`].
+pub const GENERIC_OPTIONS_URL: &str = "runtimeoptions.v1.Options";
 /// Type URL of [`ProcessDetails`].
 pub const PROCESS_DETAILS_URL: &str = "containerd.runc.v1.ProcessDetails";
 
@@ -72,4 +74,18 @@ pub struct ProcessDetails {
     /// The exec's id.
     #[prost(string, tag = "1")]
     pub exec_id: String,
+}
+
+/// `runtimeoptions.v1.Options` (`api/types/runtimeoptions/v1/api.proto`): options for runtimes that containerd does not know.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct GenericOptions {
+    /// What the configuration is.
+    #[prost(string, tag = "1")]
+    pub type_url: String,
+    /// A file with it, TOML.
+    #[prost(string, tag = "2")]
+    pub config_path: String,
+    /// The configuration itself, TOML.
+    #[prost(bytes = "vec", tag = "3")]
+    pub config_body: Vec<u8>,
 }

@@ -11,6 +11,7 @@ mod socket;
 use crate::{
     args::Common,
     bundle::{Bundle, BundleError},
+    options,
     protocol::bootstrap::{BadInput, Caller, MAX_INPUT},
 };
 use std::{
@@ -29,6 +30,9 @@ pub enum StartError {
     /// stdin is nothing that a containerd sends.
     #[error(transparent)]
     Input(#[from] BadInput),
+    /// Runtime options that cannot be used.
+    #[error(transparent)]
+    Options(#[from] options::BadOptions),
     /// The bundle lacks something.
     #[error(transparent)]
     Bundle(#[from] BundleError),
@@ -46,8 +50,10 @@ pub enum StartError {
 /// Runs `start`; the bundle is the working directory. Returns what belongs on stdout.
 pub fn run(common: &Common) -> Result<Vec<u8>, StartError> {
     let input = read_input(io::stdin().lock())?;
-    let caller = Caller::parse(&input, common.id.as_str())?;
+    let max_shim_version = std::env::var("MAX_SHIM_VERSION").ok();
+    let caller = Caller::parse(&input, common.id.as_str(), max_shim_version.as_deref())?;
     drop(input);
+    let options = caller.options.as_ref().map(options::read).transpose()?.unwrap_or_default();
     let bundle = Bundle::new(".");
     let group = group::of(&bundle, &common.id)?;
     let directory = caller.socket_dir.as_deref().map_or_else(socket::default_directory, PathBuf::from);
@@ -65,7 +71,7 @@ pub fn run(common: &Common) -> Result<Vec<u8>, StartError> {
     placement::share_core_with_pod();
     let daemon = daemon::spawn(common, &caller, listener).map_err(StartError::Daemon)?;
     undo.daemon = Some(daemon);
-    placement::join_cgroup(daemon, &caller.options.shim_cgroup)?;
+    placement::join_cgroup(daemon, &options.shim_cgroup)?;
     placement::adjust_oom_score(daemon);
     undo.done = true;
     Ok(caller.answer(&address.to_string()))

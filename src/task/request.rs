@@ -4,13 +4,14 @@ use crate::{
     bundle::Bundle,
     container::Stdio,
     id::Id,
+    options,
     protocol::{
         Any,
-        options::{OPTIONS_URL, Options},
+        options::Options,
         task::{CreateTaskRequest, ExecProcessRequest},
     },
     rpc::{Code, Status},
-    shim::Create,
+    shim::{Create, chain},
     sys::process::is_signal,
 };
 use prost::Message;
@@ -68,14 +69,7 @@ pub(super) fn create(r: CreateTaskRequest) -> Result<Create, Status> {
 
 /// Runtime options; none is the default.
 fn options(any: Option<Any>) -> Result<Options, Status> {
-    match any {
-        None => Ok(Options::default()),
-        Some(any) if any.value.is_empty() => Ok(Options::default()),
-        Some(any) if any.type_url == OPTIONS_URL => {
-            Options::decode(any.value.as_slice()).map_err(|e| invalid(format!("decode {OPTIONS_URL}: {e}")))
-        }
-        Some(any) => Err(invalid(format!("unknown options type {:?}", any.type_url))),
-    }
+    any.as_ref().map_or_else(|| Ok(Options::default()), options::read).map_err(|e| invalid(chain(&e)))
 }
 
 /// Exec: the spec must be a JSON object; its `terminal` is the request's.

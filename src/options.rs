@@ -1,0 +1,179 @@
+//! An Any from a client or from containerd's configuration → the runtime's options.
+//!
+//! `containerd.runc.v1.Options` is what we understand; `runtimeoptions.v1.Options` is the envelope that containerd uses for runtimes that it
+//! does not know by name: TOML, either in the message or in a file (containerd v2.3.4 `internal/cri/config/config.go`,
+//! `cmd/ctr/commands/commands_unix.go`).
+
+use crate::{
+    bundle::read_bounded,
+    protocol::{
+        Any,
+        options::{GENERIC_OPTIONS_URL, GenericOptions, OPTIONS_URL, Options},
+    },
+};
+use prost::Message;
+use std::{io, path::PathBuf};
+
+/// Largest configuration, bytes.
+const MAX_TOML: u64 = 1 << 20;
+
+/// Options that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadOptions {
+    /// A type that we do not know.
+    #[error("unknown options type {0:?}")]
+    Type(String),
+    /// Not the message that its URL says.
+    #[error("decode {url}")]
+    Decode {
+        /// The type URL.
+        url: &'static str,
+        /// Where it went wrong.
+        #[source]
+        source: prost::DecodeError,
+    },
+    /// The file that it names.
+    #[error("read runtime options from {}", path.display())]
+    File {
+        /// As given.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No TOML.
+    #[error("runtime options are no TOML: {0}")]
+    Toml(String),
+    /// A value of the wrong type.
+    #[error("runtime option {key} is no {expected} but a {value}")]
+    Value {
+        /// The key as it stands there.
+        key: String,
+        /// The type it has.
+        value: &'static str,
+        /// What it should be.
+        expected: &'static str,
+    },
+}
+
+/// Whether a type URL names options that we understand.
+pub fn is_known(type_url: &str) -> bool {
+    matches!(type_url, OPTIONS_URL | GENERIC_OPTIONS_URL)
+}
+
+/// Reads options; an empty message is the default.
+pub fn read(any: &Any) -> Result<Options, BadOptions> {
+    match any.type_url.as_str() {
+        OPTIONS_URL => Options::decode(any.value.as_slice())
+            .map_err(|source| BadOptions::Decode { url: OPTIONS_URL, source }),
+        GENERIC_OPTIONS_URL => {
+            let generic = GenericOptions::decode(any.value.as_slice())
+                .map_err(|source| BadOptions::Decode { url: GENERIC_OPTIONS_URL, source })?;
+            from_generic(generic)
+        }
+        _ if any.value.is_empty() => Ok(Options::default()),
+        other => Err(BadOptions::Type(other.to_owned())),
+    }
+}
+
+/// The body wins unless there is none: containerd sends it whenever no path is configured.
+fn from_generic(generic: GenericOptions) -> Result<Options, BadOptions> {
+    if !generic.type_url.is_empty() && !is_known(&generic.type_url) {
+        return Err(BadOptions::Type(generic.type_url));
+    }
+    let bytes = if generic.config_body.is_empty() && !generic.config_path.is_empty() {
+        let path = PathBuf::from(generic.config_path);
+        let fail = |source| BadOptions::File { path: path.clone(), source };
+        if !path.is_absolute() {
+            return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "the path is not absolute")));
+        }
+        read_bounded(&path, MAX_TOML).map_err(fail)?
+    } else {
+        generic.config_body
+    };
+    let text = std::str::from_utf8(&bytes).map_err(|e| BadOptions::Toml(e.to_string()))?;
+    let table: toml::Table =
+        text.parse().map_err(|e: toml::de::Error| BadOptions::Toml(e.message().to_owned()))?;
+    from_table(&table)
+}
+
+/// Keys as Go knows them (`SystemdCgroup`) or as the message does (`systemd_cgroup`), in any case. Others are for newer versions.
+fn from_table(table: &toml::Table) -> Result<Options, BadOptions> {
+    let mut options = Options::default();
+    for (key, value) in table {
+        let plain: String = key.chars().filter(|c| *c != '_').map(|c| c.to_ascii_lowercase()).collect();
+        let wrong = |expected| BadOptions::Value { key: key.clone(), value: value.type_str(), expected };
+        let text = || value.as_str().map(str::to_owned).ok_or_else(|| wrong("string"));
+        let truth = || value.as_bool().ok_or_else(|| wrong("boolean"));
+        let number =
+            || value.as_integer().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| wrong("id or version"));
+        match plain.as_str() {
+            "nopivotroot" => options.no_pivot_root = truth()?,
+            "nonewkeyring" => options.no_new_keyring = truth()?,
+            "shimcgroup" => options.shim_cgroup = text()?,
+            "iouid" => options.io_uid = number()?,
+            "iogid" => options.io_gid = number()?,
+            "binaryname" => options.binary_name = text()?,
+            "root" => options.root = text()?,
+            "systemdcgroup" => options.systemd_cgroup = truth()?,
+            "criuimagepath" => options.criu_image_path = text()?,
+            "criuworkpath" => options.criu_work_path = text()?,
+            "taskapiaddress" => options.task_api_address = text()?,
+            "taskapiversion" => options.task_api_version = number()?,
+            _ => {}
+        }
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generic(body: &str, path: &str) -> Result<Options, String> {
+        let message = GenericOptions {
+            type_url: String::new(),
+            config_path: path.into(),
+            config_body: body.as_bytes().to_vec(),
+        };
+        read(&Any::pack(GENERIC_OPTIONS_URL, &message)).map_err(|e| crate::shim::chain(&e))
+    }
+
+    #[test]
+    fn toml_as_containerd_writes_it() {
+        let body = "BinaryName = \"/usr/bin/crun\"\nSystemdCgroup = true\nIoUid = 7\nCriuPath = \"\"\nConfigPath = \"\"\n";
+        let expected = Options {
+            binary_name: "/usr/bin/crun".into(),
+            systemd_cgroup: true,
+            io_uid: 7,
+            ..Options::default()
+        };
+        assert_eq!(generic(body, "").unwrap(), expected);
+        assert_eq!(
+            generic("binary_name = '/usr/bin/crun'\nsystemd_cgroup = true\nio_uid = 7", "").unwrap(),
+            expected
+        );
+        assert_eq!(generic("", "").unwrap(), Options::default());
+    }
+
+    #[test]
+    fn toml_from_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("o.toml");
+        std::fs::write(&path, "Root = '/run/r'\n").unwrap();
+        assert_eq!(generic("", path.to_str().unwrap()).unwrap().root, "/run/r");
+        assert!(generic("", "/nope/o.toml").unwrap_err().contains("read runtime options from /nope/o.toml"));
+        assert!(generic("", "o.toml").unwrap_err().contains("not absolute"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert!(generic("BinaryName = 3", "").unwrap_err().contains("BinaryName"));
+        assert!(generic("IoUid = -1", "").unwrap_err().contains("IoUid"));
+        assert!(generic("= = =", "").unwrap_err().contains("no TOML"));
+        let other = Any { type_url: "example.org/Other".into(), value: vec![1] };
+        assert_eq!(read(&other).unwrap_err().to_string(), "unknown options type \"example.org/Other\"");
+        let broken = Any { type_url: OPTIONS_URL.into(), value: vec![0xff] };
+        assert!(matches!(read(&broken), Err(BadOptions::Decode { .. })));
+    }
+}
