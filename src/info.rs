@@ -1,6 +1,13 @@
 //! `-v` and `-info`: what this binary is, and what its runtime can do.
 
-use crate::{options, protocol::Any, sys};
+use crate::{
+    options,
+    protocol::{
+        Any,
+        info::{RuntimeInfo, RuntimeVersion},
+    },
+    sys,
+};
 use prost::Message;
 use std::{
     io::{self, Read},
@@ -12,27 +19,6 @@ use std::{
 const FEATURES_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 /// Most bytes of options or of features.
 const MAX_BYTES: u64 = 10 << 20;
-
-/// `containerd.types.RuntimeInfo` (`api/types/introspection.proto`).
-#[derive(Clone, PartialEq, Message)]
-struct RuntimeInfo {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(message, optional, tag = "2")]
-    version: Option<RuntimeVersion>,
-    #[prost(message, optional, tag = "3")]
-    options: Option<Any>,
-    #[prost(message, optional, tag = "4")]
-    features: Option<Any>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RuntimeVersion {
-    #[prost(string, tag = "1")]
-    version: String,
-    #[prost(string, tag = "2")]
-    revision: String,
-}
 
 /// Why `-info` failed.
 #[derive(Debug, thiserror::Error)]

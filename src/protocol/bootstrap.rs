@@ -77,6 +77,8 @@ pub struct Caller {
     speaks: Language,
     /// Runtime options, if it sent any of a type that we know.
     pub options: Option<Any>,
+    /// containerd's main socket as the params name it; part of the socket's hash.
+    pub grpc_address: Option<String>,
     /// Directory for the socket, if it named one.
     pub socket_dir: Option<String>,
     /// It asked for debug logs.
@@ -125,7 +127,7 @@ impl Caller {
             _ => Language::Plain,
         };
         let options = is_options(&any).then_some(any);
-        Ok(Self { speaks, options, socket_dir: None, debug: false, ttrpc_address: None })
+        Ok(Self { speaks, options, grpc_address: None, socket_dir: None, debug: false, ttrpc_address: None })
     }
 
     fn from_params(params: Params) -> Self {
@@ -133,6 +135,7 @@ impl Caller {
         Self {
             speaks: Language::Bootstrap,
             options: params.extensions.into_iter().filter_map(|extension| extension.value).find(is_options),
+            grpc_address: Some(params.containerd_grpc_address),
             socket_dir: named(params.socket_dir),
             debug: params.log_level <= LOG_LEVEL_DEBUG,
             ttrpc_address: named(params.containerd_ttrpc_address),

@@ -8,6 +8,7 @@
 
 pub mod bootstrap;
 pub mod events;
+pub mod info;
 pub mod options;
 pub mod stats_v1;
 pub mod task;

@@ -60,7 +60,8 @@ pub fn run(common: &Common) -> Result<Vec<u8>, StartError> {
     if caller.socket_dir.is_some() {
         socket::remember_directory(&bundle, &directory)?;
     }
-    let address = Address::of_group(&directory, &common.address, &common.namespace, &group)?;
+    let containerd = caller.grpc_address.as_deref().unwrap_or(&common.address);
+    let address = Address::of_group(&directory, containerd, &common.namespace, &group)?;
     let socket::Bound::New(listener) = socket::bind(&address)? else {
         bundle.write_address(&address.to_string())?;
         return Ok(caller.answer(&address.to_string()));

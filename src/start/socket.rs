@@ -59,7 +59,11 @@ impl Address {
         namespace: &Id,
         group: &str,
     ) -> Result<Self, SocketError> {
-        let hashed = clean(&format!("{containerd}/{namespace}/{group}"));
+        // Go's Join leaves empty parts out.
+        let hashed = match containerd {
+            "" => clean(&format!("{namespace}/{group}")),
+            _ => clean(&format!("{containerd}/{namespace}/{group}")),
+        };
         let mut name = String::with_capacity(64);
         for byte in Sha256::digest(hashed.as_bytes()) {
             // Writing to a String cannot fail.

@@ -15,4 +15,5 @@ mod exits;
 mod faults;
 mod io;
 mod lifecycle;
+mod recorded;
 mod support;
