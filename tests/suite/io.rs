@@ -201,7 +201,8 @@ fn a_console_of_an_init_ends_with_it() {
     let rig = Rig::new();
     // script(1) gives ctr the terminal that it wants.
     let ctr = format!(
-        "ctr -a {}/c.sock -n {} run --rm -t --runtime {CLEAT} {IMAGE} a sh -c 'tty; echo bye; exit 5'",
+        "{} -a {}/c.sock -n {} run --rm -t --runtime {CLEAT} {IMAGE} a sh -c 'tty; echo bye; exit 5'",
+        support::ctr_binary(),
         rig.dir.display(),
         rig.namespace
     );

@@ -353,7 +353,8 @@ fn containerd_binary() -> String {
     std::env::var("CLEAT_TEST_CONTAINERD").unwrap_or_else(|_| "containerd".to_owned())
 }
 
-fn ctr_binary() -> String {
+/// `ctr`, or the one of CLEAT_TEST_CTR.
+pub fn ctr_binary() -> String {
     std::env::var("CLEAT_TEST_CTR").unwrap_or_else(|_| "ctr".to_owned())
 }
 
