@@ -601,9 +601,9 @@ impl Shim {
             if process.pid == 0 {
                 return Err(ShimError::NotStarted);
             }
-            // In a frozen v1 cgroup a signal waits for the thaw; the runtime thaws it for SIGKILL.
-            let frozen = matches!(owned.state.status, Status::Paused | Status::Pausing)
-                && matches!(owned.cgroup.as_deref(), Some(Cgroup::V1(_)) | None);
+            // In a frozen v1 cgroup even SIGKILL waits for the thaw (runc does the same, crun does not).
+            let is_frozen = matches!(owned.state.status, Status::Paused | Status::Pausing);
+            let frozen = owned.cgroup.clone().filter(|_| is_frozen);
             Ok((process.pid, owned.runtime.clone(), frozen))
         })??;
         let number = signal.to_string();
@@ -611,18 +611,19 @@ impl Shim {
             let arguments = ["kill", "--all", id.as_str(), &number];
             return self.runtimes.command(&runtime, &arguments).await.map_err(kill_failure);
         }
-        if exec.is_none() && frozen && signal == libc::SIGKILL {
-            return self
-                .runtimes
-                .command(&runtime, &["kill", id.as_str(), &number])
-                .await
-                .map_err(kill_failure);
-        }
         let key = ProcessKey { container: id.clone(), exec: exec.cloned() };
         self.reaper.signal_process(pid, &key, signal).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => ShimError::Finished,
             _ => ShimError::Io { verb: "send the signal", source: e },
-        })
+        })?;
+        if let Some(frozen) = frozen
+            && exec.is_none()
+            && signal == libc::SIGKILL
+            && let Err(e) = frozen.thaw()
+        {
+            log::warn!("thaw a killed container container={id}: {e}");
+        }
+        Ok(())
     }
 
     /// Sets the size of a process's console; without a console, or after the exit, it means nothing.

@@ -39,6 +39,14 @@ impl Cgroup {
         Ok(Self::V1(parse_v1(&text)))
     }
 
+    /// Thaws a frozen v1 cgroup. On v2 a frozen process can be killed as it is: nothing to do.
+    pub fn thaw(&self) -> io::Result<()> {
+        match (self, self.directory("freezer")) {
+            (Self::V1(_), Some(freezer)) => std::fs::write(freezer.join("freezer.state"), "THAWED"),
+            _ => Ok(()),
+        }
+    }
+
     /// The directory of a v1 controller, or the one of v2.
     pub fn directory(&self, controller: &str) -> Option<&Path> {
         match self {

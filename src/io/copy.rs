@@ -5,7 +5,7 @@
 //! loses nothing.
 
 use crate::sys;
-use rustix::io::Errno;
+use rustix::{fs::FileType, io::Errno};
 use std::{
     cell::{Cell, OnceCell, RefCell},
     os::fd::{AsFd, OwnedFd},
@@ -20,6 +20,9 @@ const SCRATCH: usize = 64 << 10;
 const BUDGET: usize = 1 << 20;
 /// Pause when a source says that it is ready and has nothing, over and over (a fifo between two writers).
 const SPURIOUS_PAUSE: Duration = Duration::from_millis(10);
+
+/// Longest pause between two looks whether what an ended process has written was read.
+const LONGEST_LOOK: Duration = Duration::from_millis(250);
 
 thread_local! {
     static SCRATCH_BUFFER: RefCell<Option<Box<[u8]>>> = const { RefCell::new(None) };
@@ -58,6 +61,8 @@ pub(super) struct Copy {
     source: RefCell<Option<Rc<AsyncFd<Rc<OwnedFd>>>>>,
     sink: RefCell<Option<Rc<Sink>>>,
     left_over: RefCell<Vec<u8>>,
+    /// A fifo whose content nobody has read yet.
+    unread: RefCell<Option<Rc<OwnedFd>>>,
     on_write_error: OnWriteError,
     copied: Cell<u64>,
     dropped: Cell<u64>,
@@ -83,6 +88,7 @@ impl Copy {
             source: RefCell::new(Some(Rc::new(source))),
             sink: RefCell::new(Some(Rc::new(Sink { fd: sink, registered: OnceCell::new() }))),
             left_over: RefCell::default(),
+            unread: RefCell::default(),
             on_write_error,
             copied: Cell::new(0),
             dropped: Cell::new(0),
@@ -128,7 +134,31 @@ impl Copy {
                 tokio::time::sleep(SPURIOUS_PAUSE).await;
             }
         }
+        self.finish();
+    }
+
+    /// Closes both sides, so that the reader sees the end: but a fifo only when it has been read, for its content goes with the
+    /// last descriptor, and a reader may be away or go away (containerd restarts). See [`Copy::wait_read`].
+    pub(super) fn finish(&self) {
+        let sink = self.sink.borrow_mut().take();
         self.close();
+        if self.on_write_error == OnWriteError::Drop
+            && let Some(sink) = sink
+            && holds_bytes(&sink.fd)
+        {
+            self.unread.replace(Some(Rc::clone(&sink.fd)));
+        }
+    }
+
+    /// Returns when a reader has got all, or [`Copy::close`] was called. The kernel tells nobody that a pipe has become empty, so this
+    /// looks: after 1 ms, and ever more seldom.
+    pub(super) async fn wait_read(&self) {
+        let mut pause = Duration::from_millis(1);
+        while self.unread.borrow().as_deref().is_some_and(holds_bytes) {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 3 / 2).min(LONGEST_LOOK);
+        }
+        self.unread.take();
     }
 
     /// Moves what can be moved now.
@@ -211,6 +241,7 @@ impl Copy {
         self.source.borrow_mut().take();
         self.sink.borrow_mut().take();
         self.left_over.take();
+        self.unread.take();
     }
 
     /// Whether both sides are closed.
@@ -229,6 +260,13 @@ impl Copy {
             if self.has_ended() { " ended" } else { "" }
         )
     }
+}
+
+/// Whether a fifo holds bytes that nobody has read.
+fn holds_bytes(fd: &OwnedFd) -> bool {
+    let is_fifo =
+        rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+    is_fifo && rustix::io::ioctl_fionread(fd).is_ok_and(|bytes| bytes > 0)
 }
 
 impl Sink {

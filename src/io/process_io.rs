@@ -185,9 +185,10 @@ impl ProcessIo {
         self.running.set(self.running.get() + 1);
         let io = Rc::clone(self);
         self.keep(tokio::task::spawn_local(async move {
-            copy.run().await;
+            Rc::clone(&copy).run().await;
             io.running.set(io.running.get() - 1);
             io.drained.notify_waiters();
+            copy.wait_read().await;
         }));
         Ok(())
     }
@@ -255,7 +256,7 @@ impl ProcessIo {
     fn hang_up(&self) {
         for output in self.outputs.borrow().iter() {
             output.pump();
-            output.close();
+            output.finish();
         }
         self.console.take();
     }

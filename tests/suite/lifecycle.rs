@@ -243,7 +243,12 @@ fn a_failed_create_says_why_and_leaves_nothing() {
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
     assert!(message.contains("OCI runtime create failed: "), "{message}");
-    assert!(message.contains("exec: \"/nope\": stat /nope: no such file or directory"), "{message}");
+    let said = match support::oci_runtime().as_str() {
+        "crun" => "executable file `/nope` not found",
+        "youki" => "/nope",
+        _ => "exec: \"/nope\": stat /nope: no such file or directory",
+    };
+    assert!(message.contains(said), "{message}");
     let _ = rig.try_ctr(["container", "rm", "a"]);
     // Another client finds the id free again.
     rig.run("a", &["sleep", "1000"]);

@@ -2,6 +2,7 @@
 //! left behind at its end fails it.
 //!
 //! `CLEAT_TEST_SHIM`, `CLEAT_TEST_CONTAINERD`, `CLEAT_TEST_CTR`: other binaries than the ones built here and found in PATH.
+//! `CLEAT_TEST_RUNTIME`: what `runc` in PATH really is (runc, crun, youki).
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
