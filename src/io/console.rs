@@ -12,6 +12,9 @@ use std::{
     path::PathBuf,
 };
 
+/// Longest path of a unix socket, bytes: sun_path less the NUL (unix(7)).
+const MAX_PATH: usize = 107;
+
 /// A listening socket in the bundle; its file goes when this does.
 ///
 /// The bundle is ours and private, unlike /tmp; its path may be longer than a socket's may be, so we bind through
@@ -32,10 +35,15 @@ impl ConsoleSocket {
             path: path.clone(),
             source: e.into(),
         })?;
+        // youki wants an absolute path; where that is too long, runc and crun take the bare name.
+        let name = match path.to_str() {
+            Some(absolute) if absolute.len() <= MAX_PATH => absolute.to_owned(),
+            _ => name,
+        };
         Ok(Self { listener, path, name })
     }
 
-    /// The name that the runtime connects to, relative to the bundle.
+    /// What the runtime connects to: an absolute path if that is short enough, else relative to the bundle.
     pub fn name(&self) -> &str {
         &self.name
     }

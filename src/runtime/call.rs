@@ -160,8 +160,9 @@ impl Caller {
                 status => {
                     let output = captured.map(written).unwrap_or_default();
                     let how = match status {
-                        1..=127 => format!("{name} did not terminate successfully: exit status {status}"),
-                        _ => format!("{name} did not terminate successfully: signal {}", status.saturating_sub(128)),
+                        // Above 128 it may be either; no runtime exits with a status in the range of signals.
+                        129..=192 => format!("{name} did not terminate successfully: signal {}", status - 128),
+                        _ => format!("{name} did not terminate successfully: exit status {status}"),
                     };
                     return Err(Failure::of_call(how, &log, offset, &output));
                 }

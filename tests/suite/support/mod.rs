@@ -269,8 +269,11 @@ impl Rig {
             .flat_map(|hierarchy| {
                 fs::read_dir(hierarchy.join(&self.namespace)).into_iter().flatten().flatten()
             })
-            // A real one: crun makes plain directories beside its hierarchies.
-            .filter(|entry| entry.path().join("cgroup.procs").exists())
+            // Real ones, v1 or v2: crun makes plain directories where it expects a hierarchy.
+            .filter(|entry| {
+                let is_cgroup = |fs: rustix::fs::StatFs| [0x0027_e0eb, 0x6367_7270].contains(&fs.f_type);
+                rustix::fs::statfs(entry.path()).is_ok_and(is_cgroup)
+            })
             .map(|entry| entry.path())
             .collect()
     }
