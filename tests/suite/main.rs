@@ -11,6 +11,7 @@
 #![allow(unreachable_pub, reason = "one crate, its rooms share the support")]
 
 mod bootstrap;
+mod docker;
 mod events;
 mod exits;
 mod faults;
@@ -18,3 +19,4 @@ mod io;
 mod lifecycle;
 mod recorded;
 mod support;
+mod upgrade;

@@ -38,6 +38,7 @@ const SOCKETS: &str = "/run/containerd/s";
 pub struct Rig {
     pub dir: PathBuf,
     pub namespace: String,
+    binary: String,
     containerd: Option<Child>,
     /// Sockets in the shared directory that were dead before we came.
     dead_sockets: BTreeSet<PathBuf>,
@@ -46,6 +47,11 @@ pub struct Rig {
 impl Rig {
     /// Starts containerd and imports the image.
     pub fn new() -> Self {
+        Self::with_containerd(&containerd_binary())
+    }
+
+    /// The same with this containerd.
+    pub fn with_containerd(binary: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("cleat-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new("/run").join(&name);
@@ -61,7 +67,13 @@ impl Rig {
             dir.display()
         );
         fs::write(dir.join("config.toml"), config).unwrap();
-        let mut rig = Self { dir, namespace: name, containerd: None, dead_sockets: dead_sockets() };
+        let mut rig = Self {
+            dir,
+            namespace: name,
+            binary: binary.to_owned(),
+            containerd: None,
+            dead_sockets: dead_sockets(),
+        };
         rig.start_containerd();
         rig.ctr(["image", "import", "--no-unpack", image().to_str().unwrap()]);
         rig
@@ -71,7 +83,7 @@ impl Rig {
     pub fn start_containerd(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         let path = format!("{}/bin:{}", self.dir.display(), std::env::var("PATH").unwrap());
-        let child = Command::new(containerd_binary())
+        let child = Command::new(&self.binary)
             .arg("--config")
             .arg(self.dir.join("config.toml"))
             .env("PATH", path)
@@ -86,6 +98,11 @@ impl Rig {
         until("containerd answers", || {
             UnixStream::connect(self.dir.join("c.sock")).is_ok() && self.try_ctr(["version"]).status.success()
         });
+    }
+
+    /// Which containerd is started next.
+    pub fn set_containerd(&mut self, binary: &str) {
+        binary.clone_into(&mut self.binary);
     }
 
     /// Ends containerd with a signal and waits for its end.
@@ -272,7 +289,7 @@ impl Rig {
             // Real ones, v1 or v2: crun makes plain directories where it expects a hierarchy.
             .filter(|entry| {
                 let is_cgroup = |fs: rustix::fs::StatFs| [0x0027_e0eb, 0x6367_7270].contains(&fs.f_type);
-                rustix::fs::statfs(entry.path()).is_ok_and(is_cgroup)
+                entry.path().is_dir() && rustix::fs::statfs(entry.path()).is_ok_and(is_cgroup)
             })
             .map(|entry| entry.path())
             .collect()
@@ -368,7 +385,7 @@ pub fn ctr_binary() -> String {
 }
 
 /// The image, made once.
-fn image() -> PathBuf {
+pub fn image() -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image.tar");
     if !path.exists() {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/image");
