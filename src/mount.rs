@@ -3,12 +3,22 @@
 //!
 //! Options as containerd reads them: v2.3.4 `core/mount/mount_linux.go`.
 
-use crate::{bundle::read_bounded, protocol::Mount, sys::loopdev};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use crate::{
+    bundle::read_bounded,
+    protocol::Mount,
+    sys::{self, loopdev},
+};
+use rustix::{
+    fs::CWD,
+    mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
+};
 use std::{
     ffi::CString,
     io,
-    os::unix::ffi::OsStrExt,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Component, Path, PathBuf},
 };
 
@@ -41,8 +51,19 @@ pub enum MountError {
     #[error("internal mount option {0:?} was not consumed by the mount manager")]
     Internal(String),
     /// uidmap and gidmap.
-    #[error("id-mapped mounts are not implemented")]
-    IdMapped,
+    #[error("{verb} for an id-mapped mount of {}", path.display())]
+    IdMapped {
+        /// What was tried.
+        verb: &'static str,
+        /// What is mapped.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A map that is not `container:host:size`.
+    #[error("id map {0:?} is no list of container:host:size")]
+    IdMap(String),
     /// mount.fuse.
     #[error("file system {0} needs a mount helper, which is not implemented")]
     Helper(String),
@@ -70,6 +91,9 @@ struct Parsed {
     remount: bool,
     data: Vec<String>,
     loop_device: bool,
+    /// `container:host:size`, with commas between.
+    uid_map: String,
+    gid_map: String,
 }
 
 /// Mounts all, in order, onto `rootfs`; on failure unmounts what was mounted.
@@ -89,6 +113,25 @@ fn mount_one(mount: &Mount, rootfs: &Path) -> Result<(), MountError> {
     }
     let target = beneath(rootfs, &mount.target)?;
     let mut options = mount.options.clone();
+    // One map without the other means nothing (upstream ignores it).
+    let asked = parse(&options)?;
+    let namespace = if asked.uid_map.is_empty() || asked.gid_map.is_empty() {
+        None
+    } else {
+        let make = || sys::idmap::user_namespace(&kernel_map(&asked.uid_map)?, &kernel_map(&asked.gid_map)?);
+        Some(make().map_err(|source| MountError::IdMapped {
+            verb: "make a user namespace",
+            path: target.clone(),
+            source,
+        })?)
+    };
+    // An overlay's layers are mapped, through a mount that is needed until the overlay has its own copies of it.
+    let _lower = match &namespace {
+        Some(namespace) if mount.r#type == "overlay" => {
+            Some(map_lower_directories(&mut options, rootfs, namespace)?)
+        }
+        _ => None,
+    };
     let total: usize = options.iter().map(|o| o.len() + 1).sum();
     if mount.r#type == "overlay" && total >= MAX_DATA {
         options = compact_lower_directories(options);
@@ -106,7 +149,73 @@ fn mount_one(mount: &Mount, rootfs: &Path) -> Result<(), MountError> {
         source = path.to_string_lossy().into_owned();
         _device = Some(device);
     }
-    apply(&source, &target, &mount.r#type, &parsed)
+    apply(&source, &target, &mount.r#type, &parsed)?;
+    match &namespace {
+        Some(namespace) if mount.r#type != "overlay" => map_onto(&target, &target, namespace, false),
+        _ => Ok(()),
+    }
+}
+
+/// `0:100000:65536,…` → lines as /proc/PID/uid_map takes them.
+fn kernel_map(map: &str) -> io::Result<String> {
+    let line = |entry: &str| {
+        let numbers: Vec<u32> = entry.split(':').map_while(|number| number.parse().ok()).collect();
+        match (numbers.as_slice(), entry.split(':').count()) {
+            ([container, host, size], 3) => Some(format!("{container} {host} {size}\n")),
+            _ => None,
+        }
+    };
+    let lines: Option<String> = map.split(',').map(line).collect();
+    lines.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, MountError::IdMap(map.to_owned())))
+}
+
+/// A copy of the mount at `source`, with mapped ids, on `target`.
+fn map_onto(source: &Path, target: &Path, namespace: &OwnedFd, read_only: bool) -> Result<(), MountError> {
+    let attempt = || -> io::Result<()> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = rustix::mount::open_tree(CWD, source, flags)?;
+        sys::idmap::map(tree.as_fd(), namespace.as_fd(), read_only)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(tree.as_fd(), "", CWD, target, flags)?;
+        Ok(())
+    };
+    attempt().map_err(|source_error| MountError::IdMapped {
+        verb: "map",
+        path: source.to_owned(),
+        source: source_error,
+    })
+}
+
+/// A mount and its directory that are needed for a moment.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Lazily: a descriptor somewhere must not keep it.
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH);
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// Mounts the directory that all layers share once more, with mapped ids, beside the rootfs, and names the layers below that.
+fn map_lower_directories(
+    options: &mut [String],
+    rootfs: &Path,
+    namespace: &OwnedFd,
+) -> Result<Option<Temporary>, MountError> {
+    let Some(lowerdir) = options.iter_mut().find(|o| o.starts_with("lowerdir=")) else { return Ok(None) };
+    let layers: Vec<&str> = lowerdir["lowerdir=".len()..].split(':').collect();
+    let fail = |source| MountError::IdMapped { verb: "find the layers", path: rootfs.to_owned(), source };
+    let common = common_directory(&layers)
+        .ok_or_else(|| fail(io::Error::new(io::ErrorKind::InvalidInput, "the layers share no directory")))?;
+    let place = rootfs.with_file_name("idmap");
+    std::fs::create_dir_all(&place).map_err(fail)?;
+    let temporary = Temporary(place);
+    map_onto(Path::new(&common), &temporary.0, namespace, true)?;
+    let mapped: Vec<String> =
+        layers.iter().map(|layer| format!("{}{}", temporary.0.display(), &layer[common.len()..])).collect();
+    *lowerdir = format!("lowerdir={}", mapped.join(":"));
+    Ok(Some(temporary))
 }
 
 fn apply(source: &str, target: &Path, fstype: &str, parsed: &Parsed) -> Result<(), MountError> {
@@ -162,6 +271,8 @@ fn parse(options: &[String]) -> Result<Parsed, MountError> {
         remount: false,
         data: Vec::new(),
         loop_device: false,
+        uid_map: String::new(),
+        gid_map: String::new(),
     };
     for option in options {
         if option.starts_with("X-containerd.") {
@@ -204,11 +315,12 @@ fn parse(options: &[String]) -> Result<Parsed, MountError> {
                 parsed.propagation |= propagation(option);
                 continue;
             }
-            _ if option.starts_with("uidmap=") || option.starts_with("gidmap=") => {
-                return Err(MountError::IdMapped);
-            }
-            _ => {
-                parsed.data.push(option.clone());
+            other => {
+                match other.split_once('=') {
+                    Some(("uidmap", map)) => map.clone_into(&mut parsed.uid_map),
+                    Some(("gidmap", map)) => map.clone_into(&mut parsed.gid_map),
+                    _ => parsed.data.push(option.clone()),
+                }
                 continue;
             }
         };

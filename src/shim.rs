@@ -559,7 +559,8 @@ impl Shim {
         exit
     }
 
-    /// Pids of all processes of the container; execs with their id.
+    /// Pids of all processes of the container; execs with their id. If none is left, the dead init's: a containerd that comes back
+    /// takes a shim without pids for a leak and throws the exit status away (v2.3.4 `core/runtime/v2/shim_load.go`).
     pub fn pids(&self, id: &Id) -> Result<Vec<(u32, Option<Id>)>, ShimError> {
         self.with(id, |owned| {
             let cgroup = owned.cgroup.as_deref().ok_or(ShimError::NoCgroup)?;
@@ -568,6 +569,9 @@ impl Shim {
                 Err(_) if owned.state.init_has_exited() => Vec::new(),
                 Err(source) => return Err(ShimError::Io { verb: "read the container's processes", source }),
             };
+            if pids.is_empty() {
+                return Ok(vec![(owned.state.init.pid, None)]);
+            }
             let exec_of = |pid: u32| {
                 owned.state.execs.iter().find(|(_, e)| e.process.pid == pid).map(|(exec, _)| exec.clone())
             };

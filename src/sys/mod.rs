@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "this is the fence: each block says why it is sound")]
 
 pub mod fd;
+pub mod idmap;
 pub mod loopdev;
 pub mod malloc;
 pub mod process;

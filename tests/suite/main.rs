@@ -11,6 +11,7 @@
 #![allow(unreachable_pub, reason = "one crate, its rooms share the support")]
 
 mod bootstrap;
+mod cri;
 mod docker;
 mod events;
 mod exits;

@@ -52,6 +52,16 @@ impl Rig {
 
     /// The same with this containerd.
     pub fn with_containerd(binary: &str) -> Self {
+        let no_cri = "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
+             \"io.containerd.cri.v1.runtime\", \"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.devmapper\"]\n";
+        let rig = Self::with_config(binary, None, |_| no_cri.to_owned());
+        rig.ctr(["image", "import", "--no-unpack", image().to_str().unwrap()]);
+        rig
+    }
+
+    /// containerd with a configuration of its own, and no image yet. `config` gets the rig's directory. The namespace is the rig's
+    /// name unless one is given.
+    pub fn with_config(binary: &str, namespace: Option<&str>, config: impl FnOnce(&Path) -> String) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("cleat-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new("/run").join(&name);
@@ -60,22 +70,20 @@ impl Rig {
             symlink(shim_binary(), dir.join("bin").join(shim)).unwrap();
         }
         let config = format!(
-            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
-             \"io.containerd.cri.v1.runtime\", \"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.devmapper\"]\n\
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n{1}\
              [grpc]\naddress = \"{0}/c.sock\"\n[ttrpc]\naddress = \"{0}/c.sock.ttrpc\"\n[debug]\nlevel = \"debug\"\n",
-            dir.display()
+            dir.display(),
+            config(&dir),
         );
         fs::write(dir.join("config.toml"), config).unwrap();
         let mut rig = Self {
             dir,
-            namespace: name,
+            namespace: namespace.map_or(name, str::to_owned),
             binary: binary.to_owned(),
             containerd: None,
             dead_sockets: dead_sockets(),
         };
         rig.start_containerd();
-        rig.ctr(["image", "import", "--no-unpack", image().to_str().unwrap()]);
         rig
     }
 
@@ -116,6 +124,15 @@ impl Rig {
     /// containerd's pid.
     pub fn containerd_pid(&self) -> u32 {
         self.containerd.as_ref().unwrap().id()
+    }
+
+    /// Whether containerd is of the 1.x line.
+    pub fn is_older_than_2(&self) -> bool {
+        let output = Command::new(&self.binary).arg("--version").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split_whitespace()
+            .nth(2)
+            .is_some_and(|version| version.trim_start_matches('v').starts_with("1."))
     }
 
     /// All that containerd and the shims wrote.
@@ -203,7 +220,7 @@ impl Rig {
             .filter(|pid| {
                 let words = cmdline(*pid);
                 words.first().is_some_and(|name| name.contains("containerd-shim-"))
-                    && words.contains(&self.namespace)
+                    && words.contains(&self.dir.join("c.sock").to_string_lossy().into_owned())
                     && !words.iter().any(|word| word == "start" || word == "delete")
             })
             .collect()
@@ -248,7 +265,7 @@ impl Rig {
         let mut found = Vec::new();
         for pid in process::all() {
             let words = cmdline(pid);
-            let ours = words.iter().any(|word| word.contains(&self.namespace));
+            let ours = words.iter().any(|word| word.contains(&*self.dir.to_string_lossy()));
             if ours && words[0].rsplit('/').next() != Some("containerd") {
                 found.push(format!("process {pid}: {words:?}"));
             }
@@ -375,7 +392,8 @@ pub fn shim_binary() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_containerd-shim-cleat-v2").into(), PathBuf::from)
 }
 
-fn containerd_binary() -> String {
+/// `containerd`, or the one of CLEAT_TEST_CONTAINERD.
+pub fn containerd_binary() -> String {
     std::env::var("CLEAT_TEST_CONTAINERD").unwrap_or_else(|_| "containerd".to_owned())
 }
 
