@@ -8,7 +8,7 @@ use crate::{
     bundle::read_bounded,
     protocol::{
         Any,
-        options::{GENERIC_OPTIONS_URL, GenericOptions, OPTIONS_URL, Options},
+        options::{GENERIC_OPTIONS_URL, GenericOptions, OPTIONS_URL, Options, is_options},
     },
 };
 use prost::Message;
@@ -56,11 +56,6 @@ pub enum BadOptions {
     },
 }
 
-/// Whether a type URL names options that we understand.
-pub fn is_known(type_url: &str) -> bool {
-    matches!(type_url, OPTIONS_URL | GENERIC_OPTIONS_URL)
-}
-
 /// Reads options; an empty message is the default.
 pub fn read(any: &Any) -> Result<Options, BadOptions> {
     match any.type_url.as_str() {
@@ -78,7 +73,7 @@ pub fn read(any: &Any) -> Result<Options, BadOptions> {
 
 /// The body wins unless there is none: containerd sends it whenever no path is configured.
 fn from_generic(generic: GenericOptions) -> Result<Options, BadOptions> {
-    if !generic.type_url.is_empty() && !is_known(&generic.type_url) {
+    if !generic.type_url.is_empty() && !is_options(&generic.type_url) {
         return Err(BadOptions::Type(generic.type_url));
     }
     let bytes = if generic.config_body.is_empty() && !generic.config_path.is_empty() {

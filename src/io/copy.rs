@@ -21,8 +21,9 @@ const BUDGET: usize = 1 << 20;
 /// Pause when a source says that it is ready and has nothing, over and over (a fifo between two writers).
 const SPURIOUS_PAUSE: Duration = Duration::from_millis(10);
 
-/// Longest pause between two looks whether what an ended process has written was read.
-const LONGEST_LOOK: Duration = Duration::from_millis(250);
+/// Longest pause between two looks whether what an ended process has written was read. Pauses grow with the time that has passed, so the
+/// reader sees the end a third later than it might, and a reader that never comes costs nothing.
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
 
 thread_local! {
     static SCRATCH_BUFFER: RefCell<Option<Box<[u8]>>> = const { RefCell::new(None) };

@@ -5,10 +5,7 @@
 //! the other by accident (field 1 string, field 2 length-delimited), so content decides: the instance id of the
 //! params is the `-id` of the command line, the first field of an `Any` is a type URL.
 
-use super::{
-    Any,
-    options::{GENERIC_OPTIONS_URL, OPTIONS_URL},
-};
+use super::{Any, options::is_options};
 use prost::Message;
 
 /// Largest stdin that `start` takes, bytes: what upstream reads at most. More is refused.
@@ -126,7 +123,7 @@ impl Caller {
             Some(version) if !version.is_empty() => Language::Json,
             _ => Language::Plain,
         };
-        let options = is_options(&any).then_some(any);
+        let options = is_options(&any.type_url).then_some(any);
         Ok(Self { speaks, options, grpc_address: None, socket_dir: None, debug: false, ttrpc_address: None })
     }
 
@@ -134,7 +131,11 @@ impl Caller {
         let named = |text: String| (!text.is_empty()).then_some(text);
         Self {
             speaks: Language::Bootstrap,
-            options: params.extensions.into_iter().filter_map(|extension| extension.value).find(is_options),
+            options: params
+                .extensions
+                .into_iter()
+                .filter_map(|extension| extension.value)
+                .find(|any| is_options(&any.type_url)),
             grpc_address: Some(params.containerd_grpc_address),
             socket_dir: named(params.socket_dir),
             debug: params.log_level <= LOG_LEVEL_DEBUG,
@@ -158,13 +159,12 @@ impl Caller {
     }
 }
 
-fn is_options(any: &Any) -> bool {
-    matches!(any.type_url.as_str(), OPTIONS_URL | GENERIC_OPTIONS_URL)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{super::options::Options, *};
+    use super::{
+        super::options::{OPTIONS_URL, Options},
+        *,
+    };
 
     fn options() -> Any {
         Any::pack(OPTIONS_URL, &Options { shim_cgroup: "/pods".into(), ..Options::default() })

@@ -9,6 +9,11 @@ pub const GENERIC_OPTIONS_URL: &str = "runtimeoptions.v1.Options";
 /// Type URL of [`ProcessDetails`].
 pub const PROCESS_DETAILS_URL: &str = "containerd.runc.v1.ProcessDetails";
 
+/// Whether a type URL names options that we understand.
+pub fn is_options(type_url: &str) -> bool {
+    matches!(type_url, OPTIONS_URL | GENERIC_OPTIONS_URL)
+}
+
 /// `containerd.runc.v1.Options`. The JSON names are those of the Go shim's `options.json`,
 /// so that either shim can delete the other's bundle.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
