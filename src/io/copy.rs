@@ -65,6 +65,8 @@ pub(super) struct Copy {
     /// A fifo whose content nobody has read yet.
     unread: RefCell<Option<Rc<OwnedFd>>>,
     on_write_error: OnWriteError,
+    /// A read(2) of a pipe returns all that is there; one of a console may not, and would not be woken for the rest.
+    short_read_is_all: bool,
     copied: Cell<u64>,
     dropped: Cell<u64>,
 }
@@ -83,6 +85,7 @@ impl Copy {
         sink: Rc<OwnedFd>,
         on_write_error: OnWriteError,
     ) -> std::io::Result<Rc<Self>> {
+        let short_read_is_all = !rustix::termios::isatty(&*source);
         let source = sys::fd::watch(source, Interest::READABLE)?;
         Ok(Rc::new(Self {
             name,
@@ -91,6 +94,7 @@ impl Copy {
             left_over: RefCell::default(),
             unread: RefCell::default(),
             on_write_error,
+            short_read_is_all,
             copied: Cell::new(0),
             dropped: Cell::new(0),
         }))
@@ -205,8 +209,8 @@ impl Copy {
                 self.left_over.replace(buffer[written..read].to_vec());
                 return Progress::SinkFull;
             }
-            if read < buffer.len() / 2 {
-                // Drained. An end that came meanwhile keeps the source ready: the next round finds it.
+            if self.short_read_is_all && read < buffer.len() / 2 {
+                // Drained: what is written from now on, and the end, wakes us.
                 return Progress::SourceEmpty;
             }
         }

@@ -157,6 +157,25 @@ fn a_caller_from_2_3_gets_a_bootstrap_result_in_its_own_directory() {
 }
 
 #[test]
+fn ten_mebibytes_are_taken_and_the_log_level_is_honoured() {
+    let place = Place::new("large");
+    place.bundle("a", "{}");
+    let large = Any { type_url: "example.org/large".into(), value: vec![7; (10 << 20) - 100] };
+    let params = Params {
+        instance_id: "a".into(),
+        containerd_grpc_address: place.dir.join("c.sock").to_str().unwrap().into(),
+        log_level: -4,
+        extensions: vec![Extension { value: Some(large) }],
+        ..Params::default()
+    };
+    let input = params.encode_to_vec();
+    assert!(input.len() > 10_400_000 && input.len() <= 10 << 20);
+    let output = place.start("a", &input);
+    assert!(output.status.success(), "{output:?}");
+    assert!(cmdline(place.daemons()[0]).contains(&"-debug".to_owned()));
+}
+
+#[test]
 fn plain_options_are_told_from_bootstrap_params() {
     let place = Place::new("any");
     place.bundle("a", "{}");
