@@ -36,6 +36,9 @@ const MOUNT_DEADLINE: Duration = Duration::from_secs(120);
 /// How long runtime calls that start something may go on when the container's init is dead: its exit waits for them, since
 /// starts are told before exits. A call that hangs must not keep a dead container running.
 const START_AFTER_INIT: Duration = Duration::from_millis(500);
+/// How often, and how long apart, we look whether the cgroup of a failed create is empty: a second in all.
+const CLEAR_LOOKS: u32 = 50;
+const CLEAR_PAUSE: Duration = Duration::from_millis(20);
 /// Containers of one shim. A pod has a few; more than this is a mistake of the caller.
 const MAX_CONTAINERS: usize = 4096;
 /// Execs of one container that are not deleted.
@@ -290,6 +293,7 @@ impl Shim {
             .and_then(|()| self.adopt(request, &runtime, io, console.as_ref(), pid_namespace));
         if born.is_err() {
             self.undo_create(&runtime, id).await;
+            self.clear_after_create(bundle, id).await;
         }
         drop(birth);
         born
@@ -360,6 +364,25 @@ impl Shim {
         {
             log::warn!("delete after a failed create container={id}: {e}");
         }
+    }
+
+    /// A runtime that was killed while it made the container may have left a child of its own, in a cgroup that nobody else removes
+    /// (crun; runc's ends by itself).
+    async fn clear_after_create(&self, bundle: &Bundle, id: &Id) {
+        let left = self.reaper.unclaimed_with(&bundle.path().to_string_lossy());
+        let cgroups: Vec<Cgroup> = left.iter().filter_map(|pid| Cgroup::of_process(*pid).ok()).collect();
+        for pid in &left {
+            log::warn!("killed what a failed create has left container={id} pid={pid}");
+            // Our own child, unreaped: the number is its own.
+            let _ = sys::process::signal_child(*pid, libc::SIGKILL);
+        }
+        for _ in 0..CLEAR_LOOKS {
+            if cgroups.iter().filter(|cgroup| !cgroup.remove(id.as_str())).count() == 0 {
+                return;
+            }
+            tokio::time::sleep(CLEAR_PAUSE).await;
+        }
+        log::warn!("cgroup remains after a failed create container={id}");
     }
 
     fn arm_oom_watch(self: &Rc<Self>, id: &Id, cgroup: &Cgroup) -> Option<Rc<OomWatch>> {

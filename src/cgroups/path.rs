@@ -1,6 +1,6 @@
 //! Which cgroup a process is in, on v1 and v2.
 
-use crate::bundle::read_bounded;
+use crate::bundle::{is_absent, read_bounded};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -37,6 +37,16 @@ impl Cgroup {
             return Ok(Self::V2(below(Path::new(ROOT), path)));
         }
         Ok(Self::V1(parse_v1(&text)))
+    }
+
+    /// Removes its directories, if they are named `name` and empty. Returns whether none is left.
+    pub fn remove(&self, name: &str) -> bool {
+        let directories: Vec<&Path> = match self {
+            Self::V1(paths) => paths.iter().map(|(_, path)| path.as_path()).collect(),
+            Self::V2(path) => vec![path],
+        };
+        let ours = directories.into_iter().filter(|path| path.file_name().is_some_and(|last| last == name));
+        ours.filter(|path| std::fs::remove_dir(path).is_err_and(|e| !is_absent(&e))).count() == 0
     }
 
     /// Thaws a frozen v1 cgroup. On v2 a frozen process can be killed as it is: nothing to do.

@@ -125,6 +125,16 @@ impl Reaper {
         }
     }
 
+    /// Children that nobody watches and whose command line has this word: what a runtime call that was killed has left behind.
+    pub fn unclaimed_with(&self, word: &str) -> Vec<u32> {
+        let named = |pid: &u32| {
+            let bytes =
+                read_bounded(&PathBuf::from(format!("/proc/{pid}/cmdline")), 64 << 10).unwrap_or_default();
+            bytes.split(|b| *b == 0).any(|argument| argument == word.as_bytes())
+        };
+        children().into_iter().filter(|pid| !self.watched.borrow().contains_key(pid)).filter(named).collect()
+    }
+
     /// Resolves when [`Reaper::reap`] should be called though no SIGCHLD may come.
     pub async fn wants_reaping(&self) {
         self.again.notified().await;

@@ -63,7 +63,9 @@ fn output_and_exit_status_of_a_foreground_run() {
     ]);
     assert_eq!(output.status.code(), Some(7));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n");
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
+    // ctr 2.3 has something to say about cgroup v1 first.
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.ends_with("err\n") && stderr.lines().count() <= 2, "{stderr}");
 }
 
 #[test]
