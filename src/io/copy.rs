@@ -145,12 +145,9 @@ impl Copy {
     /// Closes both sides, so that the reader sees the end: but a fifo only when it has been read, for its content goes with the
     /// last descriptor, and a reader may be away or go away (containerd restarts). See [`Copy::wait_read`].
     pub(super) fn finish(&self) {
-        let sink = self.sink.borrow_mut().take();
+        let Some(sink) = self.sink.borrow_mut().take() else { return };
         self.close();
-        if self.on_write_error == OnWriteError::Drop
-            && let Some(sink) = sink
-            && holds_bytes(&sink.fd)
-        {
+        if self.on_write_error == OnWriteError::Drop && holds_bytes(&sink.fd) {
             self.unread.replace(Some(Rc::clone(&sink.fd)));
         }
     }
@@ -252,6 +249,11 @@ impl Copy {
     /// Whether both sides are closed.
     pub(super) fn has_ended(&self) -> bool {
         self.source.borrow().is_none()
+    }
+
+    /// Bytes copied so far, and whether some wait for a slow reader.
+    pub(super) fn position(&self) -> (u64, bool) {
+        (self.copied.get(), !self.left_over.borrow().is_empty())
     }
 
     /// For the dump.

@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::{sync::Notify, task::JoinHandle};
 
-/// How long a console may go on after its process has exited, when a grandchild keeps it open.
+/// How long a console may be silent after its process has exited, when a grandchild keeps it open.
 const CONSOLE_LINGER: Duration = Duration::from_millis(500);
 /// How long after its opening a stdin fifo stays open though CloseIO has come already.
 const STDIN_GRACE: Duration = Duration::from_millis(200);
@@ -277,7 +277,20 @@ impl ProcessIo {
         if self.plan.terminal && self.running.get() > 0 {
             let io = Rc::clone(self);
             self.keep(tokio::task::spawn_local(async move {
-                let _ = tokio::time::timeout(CONSOLE_LINGER, io.wait_drained()).await;
+                let positions =
+                    || io.outputs.borrow().iter().map(|output| output.position()).collect::<Vec<_>>();
+                loop {
+                    let before = positions();
+                    if tokio::time::timeout(CONSOLE_LINGER, io.wait_drained()).await.is_ok() {
+                        io.console.take();
+                        return;
+                    }
+                    // Bytes that move, or that wait for a slow reader, are the process's own last words.
+                    let now = positions();
+                    if now == before && now.iter().all(|(_, waiting)| !waiting) {
+                        break;
+                    }
+                }
                 io.hang_up();
             }));
         }

@@ -1,6 +1,8 @@
 //! Every exit arrives, with its status, in order, once.
 
-use crate::support::{self, CLEAT, IMAGE, Rig, alive, children, fd_count, host_pid_namespace, until};
+use crate::support::{
+    self, CLEAT, IMAGE, Rig, alive, children, cmdline, fd_count, host_pid_namespace, until,
+};
 use cleat::protocol::task as api;
 
 #[test]
@@ -21,7 +23,9 @@ fn exit_codes_0_to_255_and_signals_of_execs() {
         let spec = support::process_spec(&["sleep", "1000"]);
         direct.call::<cleat::protocol::Empty>("Exec", &support::exec_request("a", &exec, &spec)).unwrap();
         let process = api::ProcessRequest { id: "a".into(), exec_id: exec.clone() };
-        direct.call::<api::PidResponse>("Start", &process).unwrap();
+        let started: api::PidResponse = direct.call("Start", &process).unwrap();
+        // runc may return while its own init, which handles some signals, is about to become the program.
+        until("the program runs", || cmdline(started.pid).first().is_some_and(|name| name == "sleep"));
         let kill = api::KillRequest { id: "a".into(), exec_id: exec, signal, all: false };
         direct.call::<cleat::protocol::Empty>("Kill", &kill).unwrap();
         let waited: api::WaitResponse = direct.call("Wait", &process).unwrap();
