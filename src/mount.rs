@@ -22,8 +22,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Bytes of mount options that the kernel takes (one page), less room for what it adds.
-const MAX_DATA: usize = 4096 - 512;
+/// Bytes of mount options that the kernel takes.
+const PAGE: usize = 4096;
+/// The same, less room for what it adds.
+const MAX_DATA: usize = PAGE - 512;
 /// Unmounts of one mount point before it is given up: that many mounts can lie on top of each other.
 const MAX_STACKED: usize = 64;
 /// Largest mountinfo that is read, bytes: some 100,000 mounts.
@@ -112,31 +114,18 @@ fn mount_one(mount: &Mount, rootfs: &Path) -> Result<(), MountError> {
         return Err(MountError::Helper(mount.r#type.clone()));
     }
     let target = beneath(rootfs, &mount.target)?;
-    let mut options = mount.options.clone();
-    // One map without the other means nothing (upstream ignores it).
-    let asked = parse(&options)?;
-    let namespace = if asked.uid_map.is_empty() || asked.gid_map.is_empty() {
-        None
-    } else {
-        let make = || sys::idmap::user_namespace(&kernel_map(&asked.uid_map)?, &kernel_map(&asked.gid_map)?);
-        Some(make().map_err(|source| MountError::IdMapped {
-            verb: "make a user namespace",
-            path: target.clone(),
-            source,
-        })?)
-    };
+    let mut parsed = parse(&mount.options)?;
+    let namespace = user_namespace(&parsed, &target)?;
     // An overlay's layers are mapped, through a mount that is needed until the overlay has its own copies of it.
     let _lower = match &namespace {
         Some(namespace) if mount.r#type == "overlay" => {
-            Some(map_lower_directories(&mut options, rootfs, namespace)?)
+            map_lower_directories(&mut parsed.data, rootfs, namespace)?
         }
         _ => None,
     };
-    let total: usize = options.iter().map(|o| o.len() + 1).sum();
-    if mount.r#type == "overlay" && total >= MAX_DATA {
-        options = compact_lower_directories(options);
+    if mount.r#type == "overlay" && length(&parsed.data) >= MAX_DATA {
+        compact_lower_directories(&mut parsed.data);
     }
-    let mut parsed = parse(&options)?;
     let mut source = mount.source.clone();
     // Open until the mount holds the device; it detaches itself afterwards.
     let mut _device = None;
@@ -154,6 +143,17 @@ fn mount_one(mount: &Mount, rootfs: &Path) -> Result<(), MountError> {
         Some(namespace) if mount.r#type != "overlay" => map_onto(&target, &target, namespace, false),
         _ => Ok(()),
     }
+}
+
+/// The user namespace that the options ask for. One map without the other means nothing (upstream ignores it).
+fn user_namespace(parsed: &Parsed, target: &Path) -> Result<Option<OwnedFd>, MountError> {
+    if parsed.uid_map.is_empty() || parsed.gid_map.is_empty() {
+        return Ok(None);
+    }
+    let make = || sys::idmap::user_namespace(&kernel_map(&parsed.uid_map)?, &kernel_map(&parsed.gid_map)?);
+    let fail =
+        |source| MountError::IdMapped { verb: "make a user namespace", path: target.to_owned(), source };
+    make().map(Some).map_err(fail)
 }
 
 /// `0:100000:65536,…` → lines as /proc/PID/uid_map takes them.
@@ -219,6 +219,9 @@ fn map_lower_directories(
 }
 
 fn apply(source: &str, target: &Path, fstype: &str, parsed: &Parsed) -> Result<(), MountError> {
+    if length(&parsed.data) > PAGE {
+        return Err(MountError::TooLong(length(&parsed.data)));
+    }
     let data = parsed.data.join(",");
     let fail = |e: io::Error| MountError::Call {
         source_path: source.to_owned(),
@@ -326,11 +329,12 @@ fn parse(options: &[String]) -> Result<Parsed, MountError> {
         };
         parsed.flags.set(flag, set);
     }
-    let length = parsed.data.iter().map(|o| o.len() + 1).sum::<usize>();
-    if length > 4096 {
-        return Err(MountError::TooLong(length));
-    }
     Ok(parsed)
+}
+
+/// Bytes that mount options take, with the commas between.
+fn length(options: &[String]) -> usize {
+    options.iter().map(|option| option.len() + 1).sum()
 }
 
 fn propagation(option: &str) -> MountPropagationFlags {
@@ -349,21 +353,15 @@ fn propagation(option: &str) -> MountPropagationFlags {
 
 /// Shortens `lowerdir=` by changing into the directory that all layers share. Only ever runs in a helper process, whose
 /// working directory nobody misses.
-fn compact_lower_directories(options: Vec<String>) -> Vec<String> {
-    let Some(index) = options.iter().position(|o| o.starts_with("lowerdir=")) else { return options };
-    let layers: Vec<&str> = options[index]["lowerdir=".len()..].split(':').collect();
-    let Some(common) = common_directory(&layers) else { return options };
-    if std::env::set_current_dir(&common).is_err() {
-        return options;
-    }
+fn compact_lower_directories(options: &mut [String]) {
+    let Some(lowerdir) = options.iter_mut().find(|o| o.starts_with("lowerdir=")) else { return };
+    let layers: Vec<&str> = lowerdir["lowerdir=".len()..].split(':').collect();
+    let Some(common) = common_directory(&layers) else { return };
     let short: Vec<&str> = layers.iter().map(|layer| layer[common.len()..].trim_start_matches('/')).collect();
-    if short.iter().any(|s| s.is_empty()) {
-        return options;
+    if short.iter().any(|s| s.is_empty()) || std::env::set_current_dir(&common).is_err() {
+        return;
     }
-    let lowerdir = format!("lowerdir={}", short.join(":"));
-    let mut shortened = options.clone();
-    shortened[index] = lowerdir;
-    shortened
+    *lowerdir = format!("lowerdir={}", short.join(":"));
 }
 
 fn common_directory(layers: &[&str]) -> Option<String> {

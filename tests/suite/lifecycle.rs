@@ -308,3 +308,46 @@ fn shutdown_ends_an_empty_shim_and_no_other() {
     rig.remove("a");
     until("the shim ends", || !alive(shim));
 }
+
+#[test]
+fn an_overlay_of_more_layers_than_a_page_of_options_holds() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    // A second container in the same shim, as containerd would ask for it.
+    let bundle = rig.dir.join("b");
+    std::fs::create_dir_all(&bundle).unwrap();
+    let config = read_all(rig.bundle("a").join("config.json"));
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["linux"]["cgroupsPath"] = format!("/{}/b", rig.namespace).into();
+    std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+    let mounts = read_all("/proc/self/mountinfo");
+    let rootfs = rig.bundle("a").join("rootfs");
+    let line = mounts.lines().find(|line| line.contains(&*rootfs.to_string_lossy())).unwrap();
+    let image = line.split("lowerdir=").nth(1).unwrap().split(',').next().unwrap();
+    let snapshots = rig.dir.join("root/io.containerd.snapshotter.v1.overlayfs/snapshots");
+    let mut layers: Vec<String> = (0..60)
+        .map(|number| snapshots.join(format!("{}/fs", 1000 + number)).to_str().unwrap().to_owned())
+        .collect();
+    // The image has no /run, which runc wants to mount on.
+    layers.iter().for_each(|layer| std::fs::create_dir_all(format!("{layer}/run")).unwrap());
+    layers.push(image.to_owned());
+    let lowerdir = format!("lowerdir={}", layers.join(":"));
+    assert!(lowerdir.len() > 4096);
+    let request = api::CreateTaskRequest {
+        id: "b".into(),
+        bundle: bundle.to_str().unwrap().into(),
+        rootfs: vec![cleat::protocol::Mount {
+            r#type: "overlay".into(),
+            source: "overlay".into(),
+            target: String::new(),
+            options: vec!["ro".into(), lowerdir],
+        }],
+        ..api::CreateTaskRequest::default()
+    };
+    let mut direct = rig.direct("a");
+    let created = direct.call::<api::PidResponse>("Create", &request);
+    assert!(created.is_ok(), "{created:?}");
+    let process = api::ProcessRequest { id: "b".into(), exec_id: String::new() };
+    direct.call::<api::DeleteResponse>("Delete", &process).unwrap();
+    rig.remove("a");
+}
