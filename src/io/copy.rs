@@ -12,7 +12,10 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+};
 
 /// Size of the scratch buffer, bytes: what a pipe holds.
 const SCRATCH: usize = 64 << 10;
@@ -64,6 +67,8 @@ pub(super) struct Copy {
     left_over: RefCell<Vec<u8>>,
     /// A fifo whose content nobody has read yet.
     unread: RefCell<Option<Rc<OwnedFd>>>,
+    /// The source was let go, or both sides were closed.
+    let_go: Notify,
     on_write_error: OnWriteError,
     /// A read(2) of a pipe returns all that is there; one of a console may not, and would not be woken for the rest.
     short_read_is_all: bool,
@@ -93,6 +98,7 @@ impl Copy {
             sink: RefCell::new(Some(Rc::new(Sink { fd: sink, registered: OnceCell::new() }))),
             left_over: RefCell::default(),
             unread: RefCell::default(),
+            let_go: Notify::new(),
             on_write_error,
             short_read_is_all,
             copied: Cell::new(0),
@@ -105,21 +111,23 @@ impl Copy {
         let mut progress = Progress::SourceEmpty;
         let mut spurious = 0;
         loop {
-            let (Some(source), Some(sink)) = (self.source.borrow().clone(), self.sink.borrow().clone())
-            else {
-                return;
-            };
+            let Some(sink) = self.sink.borrow().clone() else { return };
+            let source = self.source.borrow().clone();
             let before = self.copied.get();
-            progress = match progress {
-                Progress::SourceEmpty => {
-                    let Ok(mut ready) = source.readable().await else { break };
-                    let progress = self.pump();
-                    if progress == Progress::SourceEmpty {
-                        ready.clear_ready();
+            progress = match (progress, source) {
+                (Progress::SourceEmpty, Some(source)) => tokio::select! {
+                    ready = source.readable() => {
+                        let Ok(mut ready) = ready else { break };
+                        let progress = self.pump();
+                        if progress == Progress::SourceEmpty {
+                            ready.clear_ready();
+                        }
+                        progress
                     }
-                    progress
-                }
-                Progress::SinkFull => {
+                    () = self.let_go.notified() => Progress::Busy,
+                },
+                (Progress::SourceEmpty, None) => self.pump(),
+                (Progress::SinkFull, _) => {
                     let Some(writable) = sink.registered() else { break };
                     let Ok(mut ready) = writable.writable().await else { break };
                     let progress = self.pump();
@@ -128,11 +136,11 @@ impl Copy {
                     }
                     progress
                 }
-                Progress::Busy => {
+                (Progress::Busy, _) => {
                     tokio::task::yield_now().await;
                     self.pump()
                 }
-                Progress::Ended => break,
+                (Progress::Ended, _) => break,
             };
             spurious = if self.copied.get() == before { spurious + 1 } else { 0 };
             if spurious > 8 {
@@ -147,7 +155,7 @@ impl Copy {
     pub(super) fn finish(&self) {
         let Some(sink) = self.sink.borrow_mut().take() else { return };
         self.close();
-        if self.on_write_error == OnWriteError::Drop && holds_bytes(&sink.fd) {
+        if self.on_write_error == OnWriteError::Drop && bytes_held(&sink.fd) > 0 {
             self.unread.replace(Some(Rc::clone(&sink.fd)));
         }
     }
@@ -156,27 +164,32 @@ impl Copy {
     /// looks: after 1 ms, and ever more seldom.
     pub(super) async fn wait_read(&self) {
         let mut pause = Duration::from_millis(1);
-        while self.unread.borrow().as_deref().is_some_and(holds_bytes) {
+        while self.unread_bytes() > 0 {
             tokio::time::sleep(pause).await;
             pause = (pause * 3 / 2).min(LONGEST_LOOK);
         }
         self.unread.take();
     }
 
+    /// Bytes that lie in the fifo after the source has ended.
+    pub(super) fn unread_bytes(&self) -> u64 {
+        self.unread.borrow().as_deref().map_or(0, bytes_held)
+    }
+
     /// Moves what can be moved now.
     pub(super) fn pump(&self) -> Progress {
-        let (Some(source), Some(sink)) = (self.source.borrow().clone(), self.sink.borrow().clone()) else {
-            return Progress::Ended;
-        };
+        let Some(sink) = self.sink.borrow().clone() else { return Progress::Ended };
+        let source = self.source.borrow().clone();
         let mut buffer = SCRATCH_BUFFER
             .with(|buffer| buffer.borrow_mut().take())
             .unwrap_or_else(|| vec![0; SCRATCH].into_boxed_slice());
-        let progress = self.move_bytes(source.get_ref(), &sink.fd, &mut buffer);
+        let progress =
+            self.move_bytes(source.as_deref().map(|source| &**source.get_ref()), &sink.fd, &mut buffer);
         SCRATCH_BUFFER.with(|kept| kept.borrow_mut().replace(buffer));
         progress
     }
 
-    fn move_bytes(&self, source: &OwnedFd, sink: &OwnedFd, buffer: &mut [u8]) -> Progress {
+    fn move_bytes(&self, source: Option<&OwnedFd>, sink: &OwnedFd, buffer: &mut [u8]) -> Progress {
         let mut left_over = std::mem::take(&mut *self.left_over.borrow_mut());
         if !left_over.is_empty() {
             let Some(written) = self.write(sink, &left_over) else { return Progress::Ended };
@@ -186,6 +199,7 @@ impl Copy {
                 return Progress::SinkFull;
             }
         }
+        let Some(source) = source else { return Progress::Ended };
         let mut moved = 0;
         while moved < BUDGET {
             let read = match rustix::io::read(source, &mut *buffer) {
@@ -238,9 +252,17 @@ impl Copy {
         Some(written)
     }
 
+    /// Takes what is there now, and nothing that comes later; what a full sink leaves over still goes out.
+    pub(super) fn let_source_go(&self) {
+        self.pump();
+        self.source.borrow_mut().take();
+        self.let_go.notify_one();
+    }
+
     /// Closes both sides, as far as this copy owns them.
     pub(super) fn close(&self) {
         self.source.borrow_mut().take();
+        self.let_go.notify_one();
         self.sink.borrow_mut().take();
         self.left_over.take();
         self.unread.take();
@@ -269,11 +291,11 @@ impl Copy {
     }
 }
 
-/// Whether a fifo holds bytes that nobody has read.
-fn holds_bytes(fd: &OwnedFd) -> bool {
+/// Bytes in a fifo that nobody has read.
+fn bytes_held(fd: &OwnedFd) -> u64 {
     let is_fifo =
         rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
-    is_fifo && rustix::io::ioctl_fionread(fd).is_ok_and(|bytes| bytes > 0)
+    if is_fifo { rustix::io::ioctl_fionread(fd).unwrap_or(0) } else { 0 }
 }
 
 impl Sink {

@@ -24,6 +24,11 @@ use tokio::{sync::Notify, task::JoinHandle};
 const CONSOLE_LINGER: Duration = Duration::from_millis(500);
 /// How long after its opening a stdin fifo stays open though CloseIO has come already.
 const STDIN_GRACE: Duration = Duration::from_millis(200);
+/// How long Delete waits for a reader that takes nothing. containerd's client closes its fifos when Delete returns (v2.3.4
+/// `client/process.go`), so what it has not read by then is lost to it.
+const READER_PATIENCE: Duration = Duration::from_millis(200);
+/// Pause between two looks whether the reader has got all: the kernel tells nobody that a pipe has become empty.
+const READER_LOOK: Duration = Duration::from_millis(1);
 /// Pumps of one stream when its process has exited: with a budget of 1 MiB each, more than any pipe holds.
 const FINAL_PUMPS: usize = 2;
 
@@ -47,6 +52,7 @@ pub struct ProcessIo {
     stdin_opened: Cell<Option<Instant>>,
     /// CloseIO has come; it may come before the fifo is open.
     stdin_closed: Cell<bool>,
+    exited: Cell<bool>,
     console: RefCell<Option<Rc<OwnedFd>>>,
     /// A size that came before the console.
     size: Cell<Option<(u16, u16)>>,
@@ -66,6 +72,7 @@ impl ProcessIo {
             stdin_keeper: RefCell::default(),
             stdin_opened: Cell::default(),
             stdin_closed: Cell::default(),
+            exited: Cell::default(),
             console: RefCell::default(),
             size: Cell::default(),
             stdin: RefCell::default(),
@@ -200,9 +207,11 @@ impl ProcessIo {
         let io = Rc::downgrade(self);
         self.keep(tokio::task::spawn_local(async move {
             copy.run().await;
-            // The end of a console's input hangs it up: a shell whose client is gone must not stay.
+            // The end of a console's input hangs it up: a shell whose client is gone must not stay. Not so if the input ended because
+            // the process has: its last words are still on their way.
             if let Some(io) = io.upgrade()
                 && io.plan.terminal
+                && !io.exited.get()
             {
                 io.hang_up();
             }
@@ -254,15 +263,13 @@ impl ProcessIo {
     }
 
     fn hang_up(&self) {
-        for output in self.outputs.borrow().iter() {
-            output.pump();
-            output.finish();
-        }
+        self.outputs.borrow().iter().for_each(|output| output.let_source_go());
         self.console.take();
     }
 
     /// The process has exited: what it wrote goes to the client now, as far as there is room; its stdin is closed.
     pub fn process_exited(self: &Rc<Self>) {
+        self.exited.set(true);
         self.stdin_keeper.take();
         if let Some(stdin) = self.stdin.take() {
             stdin.close();
@@ -306,11 +313,25 @@ impl ProcessIo {
         }
     }
 
-    /// Waits until the outputs have ended, at most `limit`; then closes everything. Returns whether they ended by themselves.
+    /// Waits until the outputs have ended and their reader has got them, at most `limit`; then closes everything. Returns whether
+    /// they ended by themselves.
     pub async fn drain(&self, limit: Duration) -> bool {
         let ended = tokio::time::timeout(limit, self.wait_drained()).await.is_ok();
+        let _ = tokio::time::timeout(limit, self.wait_read()).await;
         self.close();
         ended
+    }
+
+    /// Returns when the reader has got all, or takes nothing any more.
+    async fn wait_read(&self) {
+        let unread = || self.outputs.borrow().iter().map(|output| output.unread_bytes()).sum::<u64>();
+        let (mut left, mut patience) = (unread(), READER_PATIENCE);
+        while left > 0 && !patience.is_zero() {
+            tokio::time::sleep(READER_LOOK).await;
+            let now = unread();
+            patience = if now < left { READER_PATIENCE } else { patience.saturating_sub(READER_LOOK) };
+            left = now;
+        }
     }
 
     /// Closes everything at once.
