@@ -1,0 +1,405 @@
+//! One shim binary, its pods and their containers.
+
+use crate::Ledger;
+use cleat::{
+    protocol::{
+        Any, Empty, Mount,
+        events::{ForwardRequest, SERVICE},
+        task as api,
+    },
+    rpc::{self, Call, Connection, Handler, Load, Reply},
+};
+use prost::Message;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::Future,
+    io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    process::Stdio,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{io::AsyncReadExt, net::unix::pipe, process::Command, task::JoinHandle};
+
+/// How long any call may take before it counts as lost.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What went wrong, as a sentence.
+#[derive(Debug)]
+pub struct DriverError(pub String);
+
+impl std::fmt::Display for DriverError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for DriverError {}
+
+fn fail(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> DriverError {
+    move |e| DriverError(format!("{what}: {e}"))
+}
+
+type Result<T> = std::result::Result<T, DriverError>;
+
+/// A shim under test with a directory, a namespace and an event server of its own.
+pub struct Driver {
+    /// For tables.
+    pub label: String,
+    /// What the events say.
+    pub ledger: Rc<Ledger>,
+    shim: PathBuf,
+    directory: PathBuf,
+    namespace: String,
+    next: Cell<u64>,
+    sockets: RefCell<Vec<PathBuf>>,
+    /// Readers of the `log` fifos: a Go shim waits for one.
+    logs: RefCell<HashMap<String, JoinHandle<()>>>,
+}
+
+/// A running shim and the bundle of its first container.
+pub struct Pod {
+    /// The first container's id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// The shim's socket.
+    pub socket: PathBuf,
+}
+
+/// Takes events.
+struct Events(Rc<Ledger>);
+
+impl Handler for Events {
+    fn handle(&self, call: Call) -> Pin<Box<dyn Future<Output = Reply>>> {
+        if call.service == SERVICE
+            && let Ok(request) = ForwardRequest::decode(call.payload.as_slice())
+            && let Some(envelope) = request.envelope
+        {
+            self.0.event(&envelope);
+        }
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
+
+impl Driver {
+    /// Prepares directory, image and event server. Call inside a tokio `LocalSet`.
+    pub async fn new(label: &str, shim: &Path) -> Result<Rc<Self>> {
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let namespace = format!("cleat-bench-{}-{number}", std::process::id());
+        let directory = Path::new("/run").join(&namespace);
+        tokio::fs::create_dir_all(directory.join("image/bin")).await.map_err(fail("make the directory"))?;
+        for name in ["proc", "dev", "sys", "tmp", "etc", "run"] {
+            tokio::fs::create_dir_all(directory.join("image").join(name)).await.map_err(fail(name))?;
+        }
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
+        let busybox = busybox.ok_or_else(|| DriverError("busybox-static is not installed".to_owned()))?;
+        tokio::fs::copy(busybox, directory.join("image/bin/busybox")).await.map_err(fail("copy busybox"))?;
+        for applet in ["sh", "sleep", "true", "cat", "head", "echo", "dd", "seq", "yes"] {
+            tokio::fs::symlink("busybox", directory.join("image/bin").join(applet))
+                .await
+                .map_err(fail(applet))?;
+        }
+        let ledger = Rc::new(Ledger::default());
+        let listener =
+            tokio::net::UnixListener::bind(directory.join("c.sock.ttrpc")).map_err(fail("listen"))?;
+        let events = Rc::new(Events(Rc::clone(&ledger)));
+        tokio::task::spawn_local(rpc::serve(listener, events, Rc::new(Load::default())));
+        Ok(Rc::new(Self {
+            label: label.to_owned(),
+            ledger,
+            shim: shim.to_owned(),
+            directory,
+            namespace,
+            next: Cell::new(0),
+            sockets: RefCell::default(),
+            logs: RefCell::default(),
+        }))
+    }
+
+    /// A new id.
+    pub fn fresh(&self, prefix: &str) -> String {
+        self.next.set(self.next.get() + 1);
+        format!("{prefix}{}", self.next.get())
+    }
+
+    /// The directory of this driver: everything of it lies below.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn command(&self, id: &str, bundle: &Path) -> Command {
+        let mut command = Command::new(&self.shim);
+        command
+            .args(["-namespace", &self.namespace, "-id", id, "-address"])
+            .arg(self.directory.join("c.sock"))
+            .env("TTRPC_ADDRESS", self.directory.join("c.sock.ttrpc"))
+            .env("NAMESPACE", &self.namespace)
+            .env("MAX_SHIM_VERSION", "2")
+            .env("GOMAXPROCS", "4")
+            .current_dir(bundle)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Makes a bundle for a container that runs `arguments`, in the group of `group`.
+    pub async fn bundle(&self, id: &str, group: &str, arguments: &[&str]) -> Result<PathBuf> {
+        let bundle = self.directory.join("task").join(id);
+        for name in ["rootfs", "upper", "work"] {
+            tokio::fs::create_dir_all(bundle.join(name)).await.map_err(fail("make the bundle"))?;
+        }
+        let config = spec(&self.namespace, id, group, arguments).to_string();
+        tokio::fs::write(bundle.join("config.json"), config).await.map_err(fail("write config.json"))?;
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, bundle.join("log"), rustix::fs::FileType::Fifo, mode, 0)
+            .map_err(|e| DriverError(format!("make the log fifo: {e}")))?;
+        let log = pipe::OpenOptions::new().read_write(true).open_receiver(bundle.join("log"));
+        let mut log = log.map_err(fail("open the log fifo"))?;
+        let reader = tokio::task::spawn_local(async move {
+            let mut buffer = [0; 4096];
+            while log.read(&mut buffer).await.is_ok() {}
+        });
+        self.logs.borrow_mut().insert(id.to_owned(), reader);
+        Ok(bundle)
+    }
+
+    /// Runs `start` for a bundle; returns the socket that it answers.
+    pub async fn start(&self, id: &str, bundle: &Path) -> Result<PathBuf> {
+        let output = self.command(id, bundle).arg("start").output();
+        let output = within("start", output).await?.map_err(fail("run start"))?;
+        if !output.status.success() {
+            return Err(DriverError(format!("start: {}", String::from_utf8_lossy(&output.stderr))));
+        }
+        // Plain, JSON or protobuf: the address stands in each as it is.
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (_, rest) =
+            text.split_once("unix://").ok_or_else(|| DriverError(format!("start answered {text:?}")))?;
+        let socket =
+            PathBuf::from(rest.split(|c: char| c.is_control() || c == '"').next().unwrap_or_default());
+        Ok(socket)
+    }
+
+    /// A new shim with one container, created and not started.
+    pub async fn pod(self: &Rc<Self>, id: &str, arguments: &[&str]) -> Result<(Pod, Client)> {
+        let bundle = self.bundle(id, id, arguments).await?;
+        let socket = self.start(id, &bundle).await?;
+        self.sockets.borrow_mut().push(socket.clone());
+        let client = Client::connect(&socket).await?;
+        Ok((Pod { id: id.to_owned(), bundle, socket }, client))
+    }
+
+    /// The Create request for a bundle, with an overlay as containerd would send it.
+    pub fn create_request(&self, id: &str, bundle: &Path) -> api::CreateTaskRequest {
+        let option = |name: &str, path: PathBuf| format!("{name}={}", path.display());
+        api::CreateTaskRequest {
+            id: id.to_owned(),
+            bundle: bundle.display().to_string(),
+            rootfs: vec![Mount {
+                r#type: "overlay".to_owned(),
+                source: "overlay".to_owned(),
+                target: String::new(),
+                options: vec![
+                    option("lowerdir", self.directory.join("image")),
+                    option("upperdir", bundle.join("upper")),
+                    option("workdir", bundle.join("work")),
+                ],
+            }],
+            ..api::CreateTaskRequest::default()
+        }
+    }
+
+    /// Runs the `delete` action and removes the bundle.
+    pub async fn clean_up(&self, id: &str, bundle: &Path) -> Result<()> {
+        let output = self.command(id, bundle).arg("-bundle").arg(bundle).arg("delete").output();
+        let output = within("delete", output).await?.map_err(fail("run delete"))?;
+        if !output.status.success() {
+            return Err(DriverError(format!("delete: {}", String::from_utf8_lossy(&output.stderr))));
+        }
+        if let Some(reader) = self.logs.borrow_mut().remove(id) {
+            reader.abort();
+        }
+        tokio::fs::remove_dir_all(bundle).await.map_err(fail("remove the bundle"))
+    }
+
+    /// Pids of this driver's daemons.
+    pub fn shims(&self) -> Vec<u32> {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &u32| {
+            let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = bytes.split(|b| *b == 0);
+            words.next().is_some_and(|name| name.ends_with(self.shim.as_os_str().as_encoded_bytes()))
+                && words.any(|word| word == self.namespace.as_bytes())
+        })
+        .collect()
+    }
+
+    /// What is left: daemons, mounts, sockets, runtime state, cgroups. Empty when all is well.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut found: Vec<String> = self.shims().iter().map(|pid| format!("shim {pid}")).collect();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let task = self.directory.join("task").display().to_string();
+        found.extend(mounts.lines().filter(|line| line.contains(&task)).map(|line| format!("mount {line}")));
+        let state = Path::new("/run/containerd/runc").join(&self.namespace);
+        for directory in [self.directory.join("task"), state] {
+            let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+            found.extend(entries.map(|entry| format!("left {}", entry.path().display())));
+        }
+        let sockets = self.sockets.borrow();
+        found.extend(sockets.iter().filter(|s| s.exists()).map(|s| format!("socket {}", s.display())));
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let entries = std::fs::read_dir(hierarchy.path().join(&self.namespace)).into_iter().flatten();
+            let groups = entries.flatten().filter(|entry| entry.path().is_dir());
+            found.extend(groups.map(|entry| format!("cgroup {}", entry.path().display())));
+        }
+        found
+    }
+
+    /// Removes whatever is left. Kills only this driver's daemons.
+    pub fn tidy(&self) {
+        for pid in self.shims() {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        let state = Path::new("/run/containerd/runc").join(&self.namespace);
+        for entry in std::fs::read_dir(&state).into_iter().flatten().flatten() {
+            let mut runc = std::process::Command::new("runc");
+            let _ =
+                runc.arg("--root").arg(&state).args(["delete", "--force"]).arg(entry.file_name()).status();
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = self.directory.display().to_string();
+        for point in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|p| p.starts_with(&own))
+        {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
+        for socket in self.sockets.borrow().iter() {
+            let _ = std::fs::remove_file(socket);
+        }
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let parent = hierarchy.path().join(&self.namespace);
+            for child in std::fs::read_dir(&parent).into_iter().flatten().flatten() {
+                let _ = std::fs::remove_dir(child.path());
+            }
+            let _ = std::fs::remove_dir(parent);
+        }
+        let _ = std::fs::remove_dir(&state);
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+async fn within<T>(what: &str, work: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(PATIENCE, work)
+        .await
+        .map_err(|_| DriverError(format!("{what}: no answer in {} s", PATIENCE.as_secs())))
+}
+
+/// A connection to a shim.
+pub struct Client {
+    connection: Connection,
+}
+
+impl Client {
+    /// Connects.
+    pub async fn connect(socket: &Path) -> Result<Self> {
+        let connection = within("connect", Connection::connect(socket)).await?.map_err(fail("connect"))?;
+        Ok(Self { connection })
+    }
+
+    /// Sends a call; its answer comes later.
+    pub async fn send(&mut self, method: &str, request: &impl Message) -> Result<u32> {
+        let payload = request.encode_to_vec();
+        self.connection.send(api::SERVICES[1], method, &payload, None).await.map_err(fail(method))
+    }
+
+    /// Waits for one answer.
+    pub async fn answer<R: Message + Default>(&mut self, method: &str, stream: u32) -> Result<R> {
+        loop {
+            let (id, reply) = within(method, self.connection.receive()).await?.map_err(fail(method))?;
+            if id == stream {
+                let bytes = reply.map_err(|status| DriverError(format!("{method}: {status}")))?;
+                return R::decode(bytes.as_slice()).map_err(|e| DriverError(format!("{method}: {e}")));
+            }
+        }
+    }
+
+    /// A call and its answer.
+    pub async fn call<R: Message + Default>(&mut self, method: &str, request: &impl Message) -> Result<R> {
+        let stream = self.send(method, request).await?;
+        self.answer(method, stream).await
+    }
+
+    /// A call about a process that answers nothing or something that is not looked at.
+    pub async fn process<R: Message + Default>(&mut self, method: &str, id: &str, exec: &str) -> Result<R> {
+        self.call(method, &api::ProcessRequest { id: id.to_owned(), exec_id: exec.to_owned() }).await
+    }
+
+    /// Adds an exec without channels.
+    pub async fn exec(&mut self, id: &str, exec: &str, arguments: &[&str], stdout: &str) -> Result<()> {
+        let request = api::ExecProcessRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            stdout: stdout.to_owned(),
+            spec: Some(Any {
+                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
+                value: process_spec(arguments).to_string().into_bytes(),
+            }),
+            ..api::ExecProcessRequest::default()
+        };
+        self.call::<Empty>("Exec", &request).await.map(|_| ())
+    }
+
+    /// Sends a signal.
+    pub async fn kill(&mut self, id: &str, exec: &str, signal: u32) -> Result<()> {
+        let request = api::KillRequest { id: id.to_owned(), exec_id: exec.to_owned(), signal, all: false };
+        self.call::<Empty>("Kill", &request).await.map(|_| ())
+    }
+
+    /// Asks the shim to end.
+    pub async fn shutdown(&mut self, id: &str) -> Result<()> {
+        // It may end before the answer is out.
+        let _ = self.call::<Empty>("Shutdown", &api::ShutdownRequest { id: id.to_owned(), now: false }).await;
+        Ok(())
+    }
+}
+
+fn process_spec(arguments: &[&str]) -> serde_json::Value {
+    let capabilities = ["CAP_KILL", "CAP_CHOWN", "CAP_SETUID", "CAP_SETGID"];
+    serde_json::json!({
+        "args": arguments,
+        "cwd": "/",
+        "env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"],
+        "user": {"uid": 0, "gid": 0},
+        "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+        "noNewPrivileges": true,
+    })
+}
+
+/// What containerd's default spec amounts to.
+fn spec(namespace: &str, id: &str, group: &str, arguments: &[&str]) -> serde_json::Value {
+    serde_json::json!({
+        "ociVersion": "1.0.2",
+        "process": process_spec(arguments),
+        "root": {"path": "rootfs"},
+        "hostname": id,
+        "annotations": {"io.containerd.runc.v2.group": group},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+        ],
+        "linux": {
+            "cgroupsPath": format!("/{namespace}/{id}"),
+            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}],
+            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
+            "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"],
+        },
+    })
+}
