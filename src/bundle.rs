@@ -110,7 +110,7 @@ impl Bundle {
     fn config<T: serde::de::DeserializeOwned>(&self) -> Result<T, BundleError> {
         let path = self.join("config.json");
         let fail = |source| BundleError { verb: "read", path: path.clone(), source };
-        let bytes = read_bounded(&path, MAX_CONFIG + 1).map_err(fail)?;
+        let bytes = read_own(&path, MAX_CONFIG + 1).map_err(fail)?;
         if bytes.len() as u64 > MAX_CONFIG {
             return Err(fail(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 16 MiB")));
         }
@@ -120,7 +120,7 @@ impl Bundle {
     /// Reads `options.json` as either shim writes it; defaults where there is none.
     pub fn options(&self) -> Result<Options, BundleError> {
         let path = self.join("options.json");
-        match read_bounded(&path, MAX_FILE) {
+        match read_own(&path, MAX_FILE) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| BundleError {
                 verb: "read",
                 path,
@@ -149,7 +149,7 @@ impl Bundle {
 
     /// The address in the `address` file.
     pub fn address(&self) -> Option<String> {
-        let text = String::from_utf8(read_bounded(&self.join("address"), MAX_FILE).ok()?).ok()?;
+        let text = String::from_utf8(read_own(&self.join("address"), MAX_FILE).ok()?).ok()?;
         (!text.is_empty()).then_some(text)
     }
 
@@ -161,7 +161,7 @@ impl Bundle {
 
     /// What [`Bundle::write_exit`] wrote; `None` if nothing usable is there.
     pub fn exit(&self) -> Option<RecordedExit> {
-        let text = String::from_utf8(read_bounded(&self.join("exit"), 64).ok()?).ok()?;
+        let text = String::from_utf8(read_own(&self.join("exit"), 64).ok()?).ok()?;
         let mut words = text.split_whitespace();
         let status = words.next()?.parse().ok()?;
         let seconds = words.next()?.parse().ok()?;
@@ -173,7 +173,7 @@ impl Bundle {
     pub fn pid(&self, name: &str) -> Result<u32, BundleError> {
         let path = self.join(name);
         let fail = |source| BundleError { verb: "read pid from", path: path.clone(), source };
-        let bytes = read_bounded(&path, 64).map_err(fail)?;
+        let bytes = read_own(&path, 64).map_err(fail)?;
         let text = String::from_utf8_lossy(&bytes);
         match text.trim().parse::<i32>() {
             Ok(pid) if pid > 0 => Ok(pid.unsigned_abs()),
@@ -214,7 +214,16 @@ pub fn is_absent(error: &io::Error) -> bool {
 
 /// Reads at most `limit` bytes of a file; never waits on a fifo.
 pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    read_with(path, limit, libc::O_NONBLOCK)
+}
+
+/// The same for a file of a bundle, which is no link.
+fn read_own(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    read_with(path, limit, libc::O_NONBLOCK | libc::O_NOFOLLOW)
+}
+
+fn read_with(path: &Path, limit: u64, flags: libc::c_int) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -9,14 +9,15 @@ use crate::{
     sys::{self, loopdev},
 };
 use rustix::{
-    fs::CWD,
+    fs::{CWD, Mode, OFlags, ResolveFlags},
+    io::Errno,
     mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
 };
 use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Component, Path, PathBuf},
@@ -247,21 +248,42 @@ fn apply(source: &str, target: &Path, fstype: &str, parsed: &Parsed) -> Result<(
     Ok(())
 }
 
-/// `target` below `rootfs`: neither `..` nor a link may lead out of it.
+/// `target` below `rootfs`: neither `..` nor a link may lead out of it. Held open, and named by its descriptor, so that nobody who can
+/// write there exchanges it before we mount. Only ever runs in a helper process, which ends soon and takes the descriptor with it.
 fn beneath(rootfs: &Path, target: &str) -> Result<PathBuf, MountError> {
+    let relative: PathBuf = Path::new(target)
+        .components()
+        .filter(|component| !matches!(component, Component::RootDir | Component::CurDir))
+        .collect();
+    if relative.as_os_str().is_empty() {
+        return Ok(rootfs.to_owned());
+    }
+    if relative.components().any(|component| !matches!(component, Component::Normal(_))) {
+        return Err(MountError::Escapes(target.to_owned()));
+    }
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(rootfs, flags, Mode::empty())
+        .and_then(|root| rustix::fs::openat2(root, &relative, flags, Mode::empty(), resolve));
+    match opened {
+        Ok(fd) => {
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            std::mem::forget(fd);
+            Ok(path.into())
+        }
+        // Before Linux 5.6, and in old seccomp filters.
+        Err(Errno::NOSYS | Errno::PERM) => beneath_by_hand(rootfs, &relative, target),
+        Err(Errno::XDEV | Errno::LOOP) => Err(MountError::Escapes(target.to_owned())),
+        Err(_) => Ok(rootfs.join(relative)),
+    }
+}
+
+fn beneath_by_hand(rootfs: &Path, relative: &Path, target: &str) -> Result<PathBuf, MountError> {
     let mut path = rootfs.to_owned();
-    for component in Path::new(target).components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) => {
-                path.push(name);
-                if path.is_symlink() {
-                    return Err(MountError::Escapes(target.to_owned()));
-                }
-            }
-            Component::ParentDir | Component::Prefix(_) => {
-                return Err(MountError::Escapes(target.to_owned()));
-            }
+    for component in relative.components() {
+        path.push(component);
+        if path.is_symlink() {
+            return Err(MountError::Escapes(target.to_owned()));
         }
     }
     Ok(path)

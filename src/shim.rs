@@ -217,7 +217,7 @@ impl Shim {
             Err(e) => return Err(e.into()),
         };
         request.bundle.write_options(&request.options)?;
-        let io = ProcessIo::new(Plan::new(&request.stdio)?);
+        let io = ProcessIo::new(Plan::new(&request.stdio, self.namespace.as_str(), request.id.as_str())?);
         self.mount_rootfs(&request).await?;
         match self.create_process(&request, &io, private).await {
             Ok(pid) => {
@@ -273,6 +273,7 @@ impl Shim {
     ) -> Result<u32, ShimError> {
         let Create { id, bundle, options, .. } = request;
         let runtime = Runtime::new(options, &self.namespace, bundle);
+        io.start_logger(&self.reaper).await?;
         io.open_stdin()?;
         let console = io.is_terminal().then(|| ConsoleSocket::bind(bundle, "init")).transpose()?;
         let pid_file = bundle.join("init.pid").to_string_lossy().into_owned();
@@ -439,7 +440,7 @@ impl Shim {
 
     /// Adds an exec; nothing runs yet. `spec` is the process spec, JSON, as the runtime is to read it.
     pub fn exec(self: &Rc<Self>, id: &Id, exec: Id, stdio: Stdio, spec: Vec<u8>) -> Result<(), ShimError> {
-        let plan = Plan::new(&stdio)?;
+        let plan = Plan::new(&stdio, self.namespace.as_str(), exec.as_str())?;
         self.with(id, |owned| {
             if owned.state.execs.len() >= MAX_EXECS {
                 return Err(ShimError::TooMany(MAX_EXECS, "execs in the container"));
@@ -475,6 +476,7 @@ impl Shim {
                 io.map(|io| (owned.runtime.clone(), owned.options.clone(), io, bundle, starts))
             })?
             .ok_or_else(|| Refusal::NoExec(exec.clone()))?;
+        io.start_logger(&self.reaper).await?;
         io.open_stdin()?;
         let spec_name = format!("{exec}.process.json");
         let pid_name = format!("{exec}.pid");
@@ -979,6 +981,24 @@ impl Shim {
                 changed.await;
             }
         }
+    }
+
+    /// Resolves when there is no container.
+    pub async fn until_empty(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Whether there is no container, created or being created.
+    pub fn is_empty(&self) -> bool {
+        self.slots.borrow().is_empty()
     }
 
     /// All that is known, as lines for people.

@@ -5,6 +5,7 @@
 
 mod console;
 mod copy;
+mod logger;
 mod process_io;
 mod stdio;
 

@@ -2,8 +2,10 @@
 
 use super::{
     copy::{Copy, OnWriteError, Progress, duplicate},
+    logger::Logger,
     stdio::{Plan, StdioError},
 };
+use crate::exits::Reaper;
 use rustix::{
     fs::{FileType, Mode, OFlags},
     pipe::{PipeFlags, pipe_with},
@@ -13,7 +15,7 @@ use std::{
     cell::{Cell, RefCell},
     io,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     rc::Rc,
     time::{Duration, Instant},
@@ -53,6 +55,7 @@ pub struct ProcessIo {
     /// CloseIO has come; it may come before the fifo is open.
     stdin_closed: Cell<bool>,
     exited: Cell<bool>,
+    logger: RefCell<Option<Rc<Logger>>>,
     console: RefCell<Option<Rc<OwnedFd>>>,
     /// A size that came before the console.
     size: Cell<Option<(u16, u16)>>,
@@ -73,6 +76,7 @@ impl ProcessIo {
             stdin_opened: Cell::default(),
             stdin_closed: Cell::default(),
             exited: Cell::default(),
+            logger: RefCell::default(),
             console: RefCell::default(),
             size: Cell::default(),
             stdin: RefCell::default(),
@@ -97,6 +101,16 @@ impl ProcessIo {
         Ok(())
     }
 
+    /// Starts the logger, if the plan has one, and waits until it is ready. Before [`ProcessIo::pipes`] and
+    /// [`ProcessIo::attach_console`].
+    pub async fn start_logger(&self, reaper: &Rc<Reaper>) -> Result<(), StdioError> {
+        if let Some(plan) = &self.plan.logger {
+            let logger = Logger::start(plan.clone(), reaper).await?;
+            self.logger.replace(Some(logger));
+        }
+        Ok(())
+    }
+
     /// Whether the process has a console.
     pub fn is_terminal(&self) -> bool {
         self.plan.terminal
@@ -113,20 +127,29 @@ impl ProcessIo {
             }
             None => Stdio::null(),
         };
-        let stdout = self.output("stdout", self.plan.stdout.as_deref(), uid, gid)?;
-        let stderr = self.output("stderr", self.plan.stderr.as_deref(), uid, gid)?;
+        let [stdout, stderr] = self.sinks()?;
+        let stdout = self.output("stdout", stdout, uid, gid)?;
+        let stderr = self.output("stderr", stderr, uid, gid)?;
         Ok(ChildEnds { stdin, stdout, stderr })
+    }
+
+    /// Where stdout and stderr go.
+    fn sinks(&self) -> Result<[Option<Rc<OwnedFd>>; 2], StdioError> {
+        if let Some(outputs) = self.logger.borrow().as_ref().and_then(|logger| logger.take_outputs()) {
+            return Ok(outputs.map(|output| Some(Rc::new(output))));
+        }
+        let open = |path: &Option<PathBuf>| path.as_deref().map(|path| self.open_sink(path)).transpose();
+        Ok([open(&self.plan.stdout)?, open(&self.plan.stderr)?])
     }
 
     fn output(
         self: &Rc<Self>,
         name: &'static str,
-        path: Option<&Path>,
+        sink: Option<Rc<OwnedFd>>,
         uid: u32,
         gid: u32,
     ) -> Result<Stdio, StdioError> {
-        let Some(path) = path else { return Ok(Stdio::null()) };
-        let sink = self.open_sink(path)?;
+        let Some(sink) = sink else { return Ok(Stdio::null()) };
         let (read, write) = pipe(uid, gid, Ours::Read)?;
         self.copy_output(name, Rc::new(read), sink)?;
         Ok(Stdio::from(write))
@@ -165,8 +188,9 @@ impl ProcessIo {
         let cloned = |fd: &OwnedFd| {
             duplicate(fd).map_err(|e| StdioError::Io { verb: "duplicate", path: "pty".into(), source: e })
         };
-        let sink = match &self.plan.stdout {
-            Some(path) => self.open_sink(path)?,
+        let [stdout, _] = self.sinks()?;
+        let sink = match stdout {
+            Some(sink) => sink,
             None => Rc::new(open(Path::new("/dev/null"), OFlags::WRONLY)?),
         };
         self.copy_output("console", cloned(&master)?, sink)?;
@@ -319,6 +343,10 @@ impl ProcessIo {
         let ended = tokio::time::timeout(limit, self.wait_drained()).await.is_ok();
         let _ = tokio::time::timeout(limit, self.wait_read()).await;
         self.close();
+        let logger = self.logger.borrow().clone();
+        if let Some(logger) = logger {
+            let _ = tokio::time::timeout(limit, logger.end()).await;
+        }
         ended
     }
 
@@ -348,13 +376,18 @@ impl ProcessIo {
         self.stdin_source.take();
         self.stdin_keeper.take();
         self.console.take();
+        if let Some(logger) = self.logger.borrow().clone() {
+            tokio::task::spawn_local(async move { logger.end().await });
+        }
     }
 
     /// One line a channel, for the dump.
     pub fn describe(&self) -> Vec<String> {
         let stdin = self.stdin.borrow();
         let outputs = self.outputs.borrow();
-        stdin.iter().chain(outputs.iter()).map(|copy| copy.describe()).collect()
+        let logger = self.logger.borrow();
+        let copies = stdin.iter().chain(outputs.iter()).map(|copy| copy.describe());
+        copies.chain(logger.iter().map(|logger| logger.describe())).collect()
     }
 }
 

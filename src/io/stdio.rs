@@ -21,8 +21,25 @@ pub struct Plan {
     pub stderr: Option<PathBuf>,
     /// stdout was `file://`: created if missing, both outputs appended.
     pub create_file: bool,
+    /// A program that takes both outputs.
+    pub logger: Option<LoggerPlan>,
     /// A console.
     pub terminal: bool,
+}
+
+/// A logging program, from `binary:///path?key=value` or `binary-v2:…`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoggerPlan {
+    /// The program.
+    pub path: PathBuf,
+    /// Keys and values of the query, one after the other.
+    pub arguments: Vec<String>,
+    /// `binary-v2`: it says a byte when it is ready; before that, closing its descriptor was enough.
+    pub says_ready: bool,
+    /// Its CONTAINER_ID: the container's id, or the exec's.
+    pub id: String,
+    /// Its CONTAINER_NAMESPACE.
+    pub namespace: String,
 }
 
 /// Channels that cannot be had.
@@ -60,8 +77,8 @@ impl StdioError {
 }
 
 impl Plan {
-    /// Reads what the client sent.
-    pub fn new(stdio: &Stdio) -> Result<Self, StdioError> {
+    /// Reads what the client sent. `namespace` and `id` are what a logger is told.
+    pub fn new(stdio: &Stdio, namespace: &str, id: &str) -> Result<Self, StdioError> {
         let mut plan = Self { terminal: stdio.terminal, ..Self::default() };
         plan.stdin = path("stdin", &stdio.stdin)?;
         match stdio.stdout.split_once("://") {
@@ -78,6 +95,17 @@ impl Plan {
                 plan.stdout = path("stdout", &unescape(rest))?;
                 plan.stderr = plan.stdout.clone();
                 plan.create_file = true;
+            }
+            Some((scheme @ ("binary" | "binary-v2"), rest)) => {
+                let (program, query) = rest.split_once('?').unwrap_or((rest, ""));
+                let missing = || StdioError::Path { channel: "stdout", path: String::new() };
+                plan.logger = Some(LoggerPlan {
+                    path: path("stdout", &unescape(program))?.ok_or_else(missing)?,
+                    arguments: arguments(query.split('#').next().unwrap_or_default())?,
+                    says_ready: scheme == "binary-v2",
+                    id: id.to_owned(),
+                    namespace: namespace.to_owned(),
+                });
             }
             Some((scheme, _)) => return Err(StdioError::Scheme(scheme.to_owned())),
         }
@@ -97,6 +125,24 @@ fn path(channel: &'static str, text: &str) -> Result<Option<PathBuf>, StdioError
         return Err(StdioError::Path { channel, path: text.chars().take(200).collect() });
     }
     Ok(Some(path.to_owned()))
+}
+
+/// `key=value&flag` → key, value, flag. A key counts once, its first value.
+fn arguments(query: &str) -> Result<Vec<String>, StdioError> {
+    if query.len() >= MAX_LENGTH || query.contains('\0') || query.contains("%00") {
+        return Err(StdioError::Path { channel: "stdout", path: query.chars().take(200).collect() });
+    }
+    let decode = |text: &str| unescape(&text.replace('+', " "));
+    let (mut keys, mut words) = (Vec::new(), Vec::new());
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let key = decode(key);
+        if !keys.contains(&key) {
+            words.extend([key.clone(), decode(value)]);
+            keys.push(key);
+        }
+    }
+    Ok(words)
 }
 
 /// Percent-decoding (RFC 3986); what is no escape stays as it is.
@@ -125,7 +171,7 @@ mod tests {
 
     fn plan(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Result<Plan, String> {
         let stdio = Stdio { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into(), terminal };
-        Plan::new(&stdio).map_err(|e| e.to_string())
+        Plan::new(&stdio, "ns", "c").map_err(|e| e.to_string())
     }
 
     #[test]
@@ -141,6 +187,18 @@ mod tests {
         assert_eq!(p.stderr, p.stdout);
         assert!(p.create_file);
         assert_eq!(plan("", "/f/out", "/f/err", true).unwrap().stderr, None);
+    }
+
+    #[test]
+    fn loggers() {
+        let logger = |uri: &str| plan("", uri, "", false).unwrap().logger.unwrap();
+        let l = logger("binary:///bin/log%20ger?path=%2Ftmp%2Fa&debug&path=b&text=a+b");
+        assert_eq!(l.path, PathBuf::from("/bin/log ger"));
+        assert_eq!(l.arguments, ["path", "/tmp/a", "debug", "", "text", "a b"]);
+        assert_eq!((l.says_ready, l.id.as_str(), l.namespace.as_str()), (false, "c", "ns"));
+        assert!(logger("binary-v2:///l").says_ready);
+        assert!(plan("", "binary://", "", false).is_err());
+        assert!(plan("", "binary://l", "", false).is_err());
     }
 
     #[test]

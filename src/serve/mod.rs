@@ -4,6 +4,7 @@ mod dump;
 mod idle;
 mod intercept;
 mod services;
+mod unneeded;
 
 pub use services::Service;
 
@@ -62,10 +63,14 @@ pub fn run(common: &Common) -> Result<(), ServeError> {
     crate::log::open(Path::new("log"), common.debug).map_err(ServeError::Log)?;
     std::panic::set_hook(Box::new(|panic| log::error!("panic: {panic}")));
     sys::signals::survive_harmless();
+    sys::process::give_up_privileges();
+    sys::watchdog::watch();
     sys::process::become_subreaper().map_err(|e| ServeError::Setup("become a subreaper", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
+        .on_thread_unpark(sys::watchdog::turns)
+        .on_thread_park(sys::watchdog::sleeps)
         .build()
         .map_err(|e| ServeError::Setup("make the event loop", e))?;
     LocalSet::new().block_on(&runtime, serve(common, listener))
@@ -102,6 +107,7 @@ async fn serve(common: &Common, listener: OwnedFd) -> Result<(), ServeError> {
 
     let flush = tokio::select! {
         () = shim.until_unneeded() => FLUSH_AFTER_SHUTDOWN,
+        () = unneeded::wait(&shim, &load) => FLUSH_AFTER_SHUTDOWN,
         _ = terminated.recv() => FLUSH_AFTER_SIGNAL,
         _ = interrupted.recv() => FLUSH_AFTER_SIGNAL,
     };

@@ -10,3 +10,4 @@ pub mod process;
 pub mod pty;
 pub mod signals;
 pub mod spawn;
+pub mod watchdog;

@@ -96,6 +96,27 @@ pub fn become_subreaper() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
+/// Gives up what the daemon does not need: supplementary groups, being dumped or traced by others than root, and creating files that
+/// others may write. Children get the umask back (see [`super::spawn::dependent`]).
+pub fn give_up_privileges() {
+    // SAFETY: no groups, so no pointer is read. Without CAP_SETGID (rootless) it fails, and nothing is lost.
+    unsafe { libc::setgroups(0, std::ptr::null()) };
+    // SAFETY: prctl with integers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    let came_with = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let ours = came_with | rustix::fs::Mode::from_raw_mode(0o022);
+    rustix::process::umask(ours);
+    INHERITED_UMASK.store(came_with.as_raw_mode(), std::sync::atomic::Ordering::Relaxed);
+}
+
+static INHERITED_UMASK: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0o022);
+
+/// Gives a child the umask that we were started with: containers inherit it. Async-signal-safe.
+pub(super) fn restore_umask() {
+    let mask = INHERITED_UMASK.load(std::sync::atomic::Ordering::Relaxed);
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+}
+
 /// Creates a core scheduling cookie for our process group (PR_SCHED_CORE); children inherit it.
 pub fn create_core_scheduling_cookie() -> io::Result<()> {
     let group = rustix::thread::CoreSchedulingScope::ProcessGroup;

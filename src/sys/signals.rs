@@ -1,12 +1,11 @@
 //! Signals that mean nothing to us.
 
-/// Those whose default would end the process, besides the ones that the daemon handles (TERM, INT, CHLD, USR1), the ones that report
+/// Those whose default would end the process, besides the ones that the daemon handles (TERM, INT, CHLD, USR1, ALRM), the ones that report
 /// a fault of ours (ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS) and PIPE, which the standard library ignores.
-const HARMLESS: [libc::c_int; 11] = [
+const HARMLESS: [libc::c_int; 10] = [
     libc::SIGHUP,
     libc::SIGQUIT,
     libc::SIGUSR2,
-    libc::SIGALRM,
     libc::SIGVTALRM,
     libc::SIGPROF,
     libc::SIGIO,

@@ -12,10 +12,11 @@ use std::{
 /// Starts a program that dies with us (PR_SET_PDEATHSIG KILL). Returns its pid; nobody but the reaper waits for it.
 pub fn dependent(command: &mut Command) -> io::Result<u32> {
     let parent = rustix::process::getpid();
-    // SAFETY: the hook runs between fork and exec and makes two system calls; it allocates nothing and takes no lock.
+    // SAFETY: the hook runs between fork and exec and makes three system calls; it allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(move || {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            super::process::restore_umask();
             // The parent may have died before the call above.
             if rustix::process::getppid() != Some(parent) {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
