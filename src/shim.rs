@@ -185,6 +185,7 @@ pub struct Shim {
     ring: RefCell<VecDeque<String>>,
     shutdown_asked: Cell<bool>,
     ended: Cell<bool>,
+    used: Cell<bool>,
     changed: Notify,
 }
 
@@ -201,6 +202,7 @@ impl Shim {
             ring: RefCell::default(),
             shutdown_asked: Cell::new(false),
             ended: Cell::new(false),
+            used: Cell::new(false),
             changed: Notify::new(),
         })
     }
@@ -244,6 +246,7 @@ impl Shim {
         if slots.len() >= MAX_CONTAINERS {
             return Err(ShimError::TooMany(MAX_CONTAINERS, "containers"));
         }
+        self.used.set(true);
         slots.insert(id.clone(), Slot::Creating);
         Ok(Reservation { shim: Rc::clone(self), id: id.clone(), fulfilled: Cell::new(false) })
     }
@@ -994,6 +997,11 @@ impl Shim {
             }
             changed.await;
         }
+    }
+
+    /// Whether there ever was a container.
+    pub fn was_used(&self) -> bool {
+        self.used.get()
     }
 
     /// Whether there is no container, created or being created.

@@ -1,8 +1,8 @@
 //! soak MINUTES LABEL=SHIM...: execs and whole container lives under load, on every shim at once; each exit and each event is accounted
 //! for. Prints a table, one column a shim. Ends with status 1 if the first shim lost or mixed up anything.
 //!
-//! Each shim has eight workers: four run execs in two pods that live as long as the soak (exit statuses 0-199, some killed, some with
-//! output), four run lives: start, Create, Start, an exec, exit or kill, Delete, Shutdown, `delete`.
+//! Each shim has eight workers: six run execs in two pods that live as long as the soak (exit statuses 0-199, some killed, some with
+//! output), two run lives: start, Create, Start, an exec, exit or kill, Delete, Shutdown, `delete`.
 
 use cleat::protocol::{Empty, task as api};
 use cleat_bench::{Client, Driver, DriverError, Pod, Verdict, measure};
@@ -14,8 +14,8 @@ use std::{
 };
 
 const EXEC_PODS: usize = 2;
-const EXEC_WORKERS: usize = 4;
-const LIFE_WORKERS: usize = 4;
+const EXEC_WORKERS: usize = 6;
+const LIFE_WORKERS: usize = 2;
 /// Events that come later than this count as missing.
 const EVENT_PATIENCE: Duration = Duration::from_secs(5);
 

@@ -39,6 +39,8 @@ pub struct Rig {
     pub dir: PathBuf,
     pub namespace: String,
     binary: String,
+    /// Variables for containerd, and so for the shims.
+    environment: Vec<(String, String)>,
     containerd: Option<Child>,
     /// Sockets in the shared directory that were dead before we came.
     dead_sockets: BTreeSet<PathBuf>,
@@ -80,6 +82,7 @@ impl Rig {
             dir,
             namespace: namespace.map_or(name, str::to_owned),
             binary: binary.to_owned(),
+            environment: Vec::new(),
             containerd: None,
             dead_sockets: dead_sockets(),
         };
@@ -96,6 +99,7 @@ impl Rig {
             .arg(self.dir.join("config.toml"))
             .env("PATH", path)
             .env_remove("NOTIFY_SOCKET")
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -106,6 +110,11 @@ impl Rig {
         until("containerd answers", || {
             UnixStream::connect(self.dir.join("c.sock")).is_ok() && self.try_ctr(["version"]).status.success()
         });
+    }
+
+    /// A variable of the environment for the next containerd, and for the shims that it starts.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Which containerd is started next.
