@@ -36,13 +36,15 @@ const MOUNT_DEADLINE: Duration = Duration::from_secs(120);
 /// How long runtime calls that start something may go on when the container's init is dead: its exit waits for them, since
 /// starts are told before exits. A call that hangs must not keep a dead container running.
 const START_AFTER_INIT: Duration = Duration::from_millis(500);
-/// How often, and how long apart, we look whether the cgroup of a failed create is empty: a second in all.
-const CLEAR_LOOKS: u32 = 50;
-const CLEAR_PAUSE: Duration = Duration::from_millis(20);
+/// How often, and how long apart, we look whether the cgroup of a failed create, or of a dead init, is empty: a second in all.
+const CLEAR_LOOKS: u32 = 200;
+const CLEAR_PAUSE: Duration = Duration::from_millis(5);
 /// Containers of one shim. A pod has a few; more than this is a mistake of the caller.
 const MAX_CONTAINERS: usize = 4096;
 /// Execs of one container that are not deleted.
 const MAX_EXECS: usize = 8192;
+/// Answers of Delete that nobody heard, kept for whoever asks again.
+const MAX_UNHEARD: usize = 64;
 /// Transitions kept for the dump.
 const RING: usize = 128;
 /// After a Shutdown that came too early: how long the shim stays when its last container has gone. containerd usually asks again.
@@ -182,6 +184,7 @@ pub struct Shim {
     reaper: Rc<Reaper>,
     runtimes: runtime::Caller,
     events: Rc<EventQueue>,
+    unheard: RefCell<BTreeMap<Id, Deleted>>,
     ring: RefCell<VecDeque<String>>,
     shutdown_asked: Cell<bool>,
     ended: Cell<bool>,
@@ -199,6 +202,7 @@ impl Shim {
             runtimes: runtime::Caller::new(Rc::clone(&reaper)),
             reaper,
             events,
+            unheard: RefCell::default(),
             ring: RefCell::default(),
             shutdown_asked: Cell::new(false),
             ended: Cell::new(false),
@@ -247,6 +251,7 @@ impl Shim {
             return Err(ShimError::TooMany(MAX_CONTAINERS, "containers"));
         }
         self.used.set(true);
+        self.unheard.borrow_mut().remove(id);
         slots.insert(id.clone(), Slot::Creating);
         Ok(Reservation { shim: Rc::clone(self), id: id.clone(), fulfilled: Cell::new(false) })
     }
@@ -715,10 +720,21 @@ impl Shim {
 
     // ---- Delete ------------------------------------------------------------------------------------------------------
 
+    /// Keeps the answer of a Delete that its caller did not wait for: a second one gets it. At most [`MAX_UNHEARD`].
+    pub fn keep_unheard(&self, id: &Id, deleted: Deleted) {
+        let mut unheard = self.unheard.borrow_mut();
+        if unheard.len() >= MAX_UNHEARD {
+            unheard.pop_first();
+        }
+        unheard.insert(id.clone(), deleted);
+    }
+
     /// Deletes the container: I/O drained, `runtime delete`, rootfs unmounted. A second Delete meanwhile gets the same answer.
     pub async fn delete(self: &Rc<Self>, id: &Id) -> Result<Deleted, ShimError> {
-        if let Some(answer) = self.with(id, join_delete)? {
-            return answer.await.map_err(|_| ShimError::NotCreated);
+        match self.with(id, join_delete) {
+            Ok(Some(answer)) => return answer.await.map_err(|_| ShimError::NotCreated),
+            Ok(None) => {}
+            Err(e) => return self.unheard.borrow_mut().remove(id).ok_or(e),
         }
         self.apply(id, Event::DeleteRequested)?;
         if let Err(e) = self.delete_parts(id).await {
@@ -864,7 +880,20 @@ impl Shim {
         {
             log::error!("kill all processes container={id}: {failure}");
         }
+        self.wait_emptied(&id).await;
         let _ = self.apply(&id, Event::Cleared);
+    }
+
+    /// The killed die in their own time; the init's exit is told when they have gone.
+    async fn wait_emptied(&self, id: &Id) {
+        let Ok(Some(cgroup)) = self.with(id, |owned| owned.cgroup.clone()) else { return };
+        for _ in 0..CLEAR_LOOKS {
+            if cgroup.pids().map_or(true, |pids| pids.is_empty()) {
+                return;
+            }
+            tokio::time::sleep(CLEAR_PAUSE).await;
+        }
+        log::warn!("processes live on after kill --all container={id}");
     }
 
     // ---- The machine and its effects -----------------------------------------------------------------------------------

@@ -92,6 +92,11 @@ impl Reaper {
         }
     }
 
+    /// Whether a watched child of ours is about to end: it has closed its descriptors, and its exit will be reaped in a moment.
+    pub fn is_ending(&self, pid: u32) -> bool {
+        self.watched.borrow().contains_key(&pid) && flags(pid).is_none_or(|flags| flags & PF_EXITING != 0)
+    }
+
     /// Sends a signal to a container's process: exactly to it, through its pidfd.
     /// `NotFound` if it is not watched (any more), or dead.
     pub fn signal_process(&self, pid: u32, key: &ProcessKey, signal: i32) -> io::Result<()> {
@@ -253,13 +258,27 @@ fn in_ticks(since_boot: std::time::Duration) -> u64 {
     u64::try_from(since_boot.as_nanos() * ticks / 1_000_000_000).unwrap_or(0)
 }
 
+/// Flag of a process that is on its way out (linux/sched.h).
+const PF_EXITING: u64 = 0x4;
+
+/// Kernel flags of a process (proc_pid_stat(5)).
+fn flags(pid: u32) -> Option<u64> {
+    with_stat(pid, |mut fields| fields.nth(6)?.parse().ok())
+}
+
 /// State letter and start time, in clock ticks since boot, of a process (proc_pid_stat(5)).
 fn stat(pid: u32) -> Option<(char, u64)> {
+    with_stat(pid, |mut fields| {
+        let state = fields.next()?.chars().next()?;
+        // starttime is field 22; the state was field 3.
+        Some((state, fields.nth(18)?.parse().ok()?))
+    })
+}
+
+/// Hands over the fields of /proc/PID/stat from the third on, the state.
+fn with_stat<T>(pid: u32, take: impl FnOnce(std::str::SplitWhitespace<'_>) -> Option<T>) -> Option<T> {
     let text = read_bounded(&PathBuf::from(format!("/proc/{pid}/stat")), 4096).ok()?;
     let text = String::from_utf8_lossy(&text);
     // The name in parentheses may contain anything; fields are counted from its end.
-    let mut fields = text.get(text.rfind(')')? + 1..)?.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    // starttime is field 22; the state was field 3.
-    Some((state, fields.nth(18)?.parse().ok()?))
+    take(text.get(text.rfind(')')? + 1..)?.split_whitespace())
 }

@@ -5,10 +5,14 @@
 //! loses nothing.
 
 use crate::sys;
-use rustix::{fs::FileType, io::Errno};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{FileType, Mode, OFlags},
+    io::Errno,
+};
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     rc::Rc,
     time::Duration,
 };
@@ -156,7 +160,12 @@ impl Copy {
         let Some(sink) = self.sink.borrow_mut().take() else { return };
         self.close();
         if self.on_write_error == OnWriteError::Drop && bytes_held(&sink.fd) > 0 {
-            self.unread.replace(Some(Rc::clone(&sink.fd)));
+            // For writing only: what is in the fifo stays, and its readers can be told from ourselves.
+            let path = format!("/proc/self/fd/{}", sink.fd.as_raw_fd());
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let kept =
+                rustix::fs::open(path, flags, Mode::empty()).map_or_else(|_| Rc::clone(&sink.fd), Rc::new);
+            self.unread.replace(Some(kept));
         }
     }
 
@@ -174,6 +183,16 @@ impl Copy {
     /// Bytes that lie in the fifo after the source has ended.
     pub(super) fn unread_bytes(&self) -> u64 {
         self.unread.borrow().as_deref().map_or(0, bytes_held)
+    }
+
+    /// Whether somebody has the fifo open who could read them.
+    pub(super) fn has_reader(&self) -> bool {
+        self.unread.borrow().as_deref().is_some_and(|fd| {
+            let mut asked = [PollFd::new(fd, PollFlags::OUT)];
+            // A writing end without a reader is in error.
+            poll(&mut asked, Some(&Timespec::default()))
+                .is_ok_and(|_| !asked[0].revents().contains(PollFlags::ERR))
+        })
     }
 
     /// Moves what can be moved now.

@@ -39,6 +39,7 @@ pub(super) struct Logger {
     outputs: RefCell<Option<[OwnedFd; 2]>>,
     pid: Cell<u32>,
     closing: Cell<bool>,
+    deaths: Cell<u32>,
     ended: Cell<bool>,
     changed: Notify,
 }
@@ -66,6 +67,7 @@ impl Logger {
             outputs: RefCell::new(Some(outputs)),
             pid: Cell::default(),
             closing: Cell::default(),
+            deaths: Cell::default(),
             ended: Cell::default(),
             changed: Notify::new(),
         });
@@ -75,10 +77,9 @@ impl Logger {
         let refusal = match said {
             Ok(Ok(true)) => None,
             Ok(Ok(false)) if !needs_byte => {
-                // Closed is ready, but so is a crash: a moment shows which.
-                let died =
-                    tokio::time::timeout(Duration::from_millis(5), logger.wait_changed()).await.is_ok();
-                (died && logger.ended.get()).then(|| "it ended at once".to_owned())
+                // Closed is ready, and so is an end. Which it is, its kernel flags say.
+                let pid = logger.pid.get();
+                (logger.deaths.get() > 0 || reaper.is_ending(pid)).then(|| "it ended at once".to_owned())
             }
             Ok(Ok(false)) => Some("it ended or closed its descriptor without a word".to_owned()),
             Ok(Err(e)) => Some(e.to_string()),
@@ -125,6 +126,7 @@ impl Logger {
             let (mut failures, mut begun) = (0, Instant::now());
             loop {
                 let status = exited.await;
+                self.deaths.set(self.deaths.get() + 1);
                 if self.closing.get() {
                     break;
                 }
@@ -185,7 +187,13 @@ impl Logger {
 
     /// For the dump.
     pub(super) fn describe(&self) -> String {
-        format!("logger {} pid={} ended={}", self.plan.path.display(), self.pid.get(), self.ended.get())
+        format!(
+            "logger {} pid={} deaths={} ended={}",
+            self.plan.path.display(),
+            self.pid.get(),
+            self.deaths.get(),
+            self.ended.get()
+        )
     }
 }
 

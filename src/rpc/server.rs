@@ -64,6 +64,11 @@ impl Abandoned {
         }
     }
 
+    /// Whether nobody wants the answer any more.
+    pub fn is_set(&self) -> bool {
+        self.0.0.get()
+    }
+
     /// Nobody wants the answer.
     pub fn set(&self) {
         self.0.0.set(true);

@@ -45,6 +45,10 @@ impl Handler for Interceptors {
             timeout: call.timeout,
             abandoned: call.abandoned.clone(),
         });
+        #[cfg(debug_assertions)]
+        if let Some(fault) = fault_for_test(&about.method) {
+            return CHAIN.iter().rev().fold(fault, |inner, wrap| wrap(&about, inner));
+        }
         let answer = match self.services.iter().find(|(name, _)| *name == call.service) {
             Some((_, service)) => service.call(call),
             None => {
@@ -53,6 +57,21 @@ impl Handler for Interceptors {
             }
         };
         CHAIN.iter().rev().fold(answer, |inner, wrap| wrap(&about, inner))
+    }
+}
+
+/// Faults that no client can provoke; not in release builds.
+#[cfg(debug_assertions)]
+fn fault_for_test(method: &str) -> Option<Answer> {
+    #[allow(clippy::disallowed_methods, reason = "blocks the loop on purpose")]
+    let hang = || std::thread::sleep(Duration::from_secs(11));
+    match method {
+        "PanicForTest" => Some(Box::pin(async { panic!("asked for") })),
+        "HangForTest" => Some(Box::pin(async move {
+            hang();
+            Ok(Vec::new())
+        })),
+        _ => None,
     }
 }
 

@@ -47,7 +47,13 @@ impl TaskService {
             "Delete" => {
                 let (id, exec) = process(payload)?;
                 let deleted = match exec {
-                    None => Box::pin(shim.delete(&id)).await?,
+                    None => {
+                        let deleted = Box::pin(shim.delete(&id)).await?;
+                        if call.abandoned.is_set() {
+                            shim.keep_unheard(&id, deleted);
+                        }
+                        deleted
+                    }
                     Some(exec) => shim.delete_exec(&id, &exec).await?,
                 };
                 let (exit_status, exited_at) = exit_fields(deleted.exit);

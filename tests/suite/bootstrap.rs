@@ -117,7 +117,7 @@ fn start_prints_the_address_and_a_second_one_finds_the_shim() {
 }
 
 #[test]
-fn simultaneous_starts_make_one_daemon() {
+fn scar_30_simultaneous_starts_make_one_daemon() {
     let place = Place::new("race");
     for round in 0..5 {
         let ids: Vec<String> = (0..8).map(|i| format!("r{round}c{i}")).collect();
@@ -184,7 +184,7 @@ fn plain_options_are_told_from_bootstrap_params() {
 }
 
 #[test]
-fn bad_input_is_refused_with_a_message_and_leaves_nothing() {
+fn scar_65_bad_input_is_refused_with_a_message_and_leaves_nothing() {
     let place = Place::new("bad");
     place.bundle("a", "{}");
     place.bundle("broken", "{");
@@ -255,7 +255,7 @@ fn a_socket_path_that_is_too_long_is_refused() {
 }
 
 #[test]
-fn the_daemon_inherits_no_descriptors_but_its_own() {
+fn scar_57_the_daemon_inherits_no_descriptors_but_its_own() {
     let place = Place::new("fds");
     place.bundle("a", "{}");
     // Descriptors as a careless parent leaves them.
@@ -280,7 +280,7 @@ fn the_daemon_inherits_no_descriptors_but_its_own() {
 }
 
 #[test]
-fn delete_is_idempotent_quiet_and_calls_no_runtime_without_state() {
+fn scar_33_delete_is_idempotent_quiet_and_calls_no_runtime_without_state() {
     let place = Place::new("delete");
     let bundle = place.bundle("a", "{}");
     // Any runtime call would be seen.

@@ -29,7 +29,7 @@ fn events_of_a_life_come_in_order() {
 }
 
 #[test]
-fn no_event_is_lost_when_shims_end_at_once() {
+fn scar_71_no_event_is_lost_when_shims_end_at_once() {
     let rig = Rig::new();
     let events = rig.events();
     let number = 60;
@@ -43,7 +43,7 @@ fn no_event_is_lost_when_shims_end_at_once() {
 }
 
 #[test]
-fn events_wait_while_containerd_is_stopped() {
+fn scar_53_events_wait_while_containerd_is_stopped() {
     let rig = Rig::new();
     let events = rig.events();
     rig.run("a", &["sleep", "1000"]);
@@ -61,7 +61,7 @@ fn events_wait_while_containerd_is_stopped() {
 }
 
 #[test]
-fn sigterm_flushes_events_removes_the_socket_and_leaves_the_container() {
+fn scar_49_sigterm_flushes_events_removes_the_socket_and_leaves_the_container() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let (shim, init) = (rig.shim(), rig.init("a"));
@@ -75,7 +75,7 @@ fn sigterm_flushes_events_removes_the_socket_and_leaves_the_container() {
 }
 
 #[test]
-fn signals_that_mean_nothing_end_nothing_and_usr1_dumps() {
+fn scar_70_signals_that_mean_nothing_end_nothing_and_usr1_dumps() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let shim = rig.shim();

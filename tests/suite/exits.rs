@@ -60,7 +60,7 @@ fn exit_codes_and_signals_of_inits() {
 }
 
 #[test]
-fn inits_that_die_at_once() {
+fn scar_06_inits_that_die_at_once() {
     let rig = Rig::new();
     let events = rig.events();
     for i in 0..30 {
@@ -76,7 +76,7 @@ fn inits_that_die_at_once() {
 }
 
 #[test]
-fn an_exec_that_dies_before_its_runtime_call_returns() {
+fn scar_06_an_exec_that_dies_before_its_runtime_call_returns() {
     let rig = Rig::new();
     let script = "case \"$*\" in *' exec '*) runc \"$@\"; status=$?; sleep 0.2; exit $status;; esac";
     let flags = rig.runtime_script(script);
@@ -96,7 +96,7 @@ fn an_exec_that_dies_before_its_runtime_call_returns() {
 }
 
 #[test]
-fn an_init_that_dies_before_start_returns() {
+fn scar_06_an_init_that_dies_before_start_returns() {
     let rig = Rig::new();
     let script = "case \"$*\" in *' start '*) runc \"$@\"; status=$?; sleep 0.3; exit $status;; esac";
     let flags = rig.runtime_script(script);
@@ -109,7 +109,7 @@ fn an_init_that_dies_before_start_returns() {
 }
 
 #[test]
-fn a_runtime_that_writes_no_pid_leaves_an_error_and_nothing_running() {
+fn scar_06_a_runtime_that_writes_no_pid_leaves_an_error_and_nothing_running() {
     let rig = Rig::new();
     let script = "case \"$*\" in *' exec '*) runc \"$@\"; for a; do case $b in --pid-file) : > $a;; esac; b=$a; done; exit 0;; esac";
     let flags = rig.runtime_script(script);
@@ -162,7 +162,7 @@ fn two_hundred_execs_eight_at_a_time_leave_nothing() {
 }
 
 #[test]
-fn the_inits_exit_comes_after_its_execs() {
+fn scar_08_the_inits_exit_comes_after_its_execs() {
     let rig = Rig::new();
     let events = rig.events();
     rig.run_with(&["--runtime", CLEAT, "--with-ns", &host_pid_namespace()], "a", &["sleep", "1000"]);
@@ -183,7 +183,7 @@ fn the_inits_exit_comes_after_its_execs() {
 }
 
 #[test]
-fn orphans_are_reaped() {
+fn scar_69_orphans_are_reaped() {
     let rig = Rig::new();
     rig.run_with(&["--runtime", CLEAT, "--with-ns", &host_pid_namespace()], "a", &["sleep", "1000"]);
     let shim = rig.shim();

@@ -12,7 +12,7 @@ fn process(id: &str, exec: &str) -> api::ProcessRequest {
 }
 
 #[test]
-fn kill_state_wait_and_stats_answer_while_an_exec_hangs() {
+fn scar_03_kill_state_wait_and_stats_answer_while_an_exec_hangs() {
     let rig = Rig::new();
     let flags = rig.runtime_script("case \"$*\" in *' exec '*) sleep 600;; esac");
     rig.run_with(&flags.each_ref().map(String::as_str), "a", &["sleep", "1000"]);
@@ -55,7 +55,7 @@ fn kill_state_wait_and_stats_answer_while_an_exec_hangs() {
 }
 
 #[test]
-fn a_slow_create_stops_nobody_else() {
+fn scar_43_a_slow_create_stops_nobody_else() {
     let rig = Rig::new();
     rig.run_in_group("a", "a", &["sleep", "1000"]);
     let flags = rig.runtime_script("case \"$*\" in *' create '*) sleep 3;; esac");
@@ -95,7 +95,7 @@ fn a_slow_create_stops_nobody_else() {
 }
 
 #[test]
-fn a_killed_shim_is_cleaned_up_after() {
+fn scar_32_a_killed_shim_is_cleaned_up_after() {
     let rig = Rig::new();
     let events = rig.events();
     rig.run_in_group("a", "a", &["sleep", "1000"]);
@@ -116,7 +116,7 @@ fn a_killed_shim_is_cleaned_up_after() {
 }
 
 #[test]
-fn the_true_status_survives_the_shim() {
+fn scar_55_the_true_status_survives_the_shim() {
     let rig = Rig::new();
     let events = rig.events();
     rig.run("a", &["sh", "-c", "sleep 0.5; exit 7"]);
@@ -133,7 +133,7 @@ fn the_true_status_survives_the_shim() {
 }
 
 #[test]
-fn a_stale_socket_is_replaced() {
+fn scar_29_a_stale_socket_is_replaced() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let socket = rig.address("a").replace("unix://", "");
@@ -147,7 +147,7 @@ fn a_stale_socket_is_replaced() {
 }
 
 #[test]
-fn a_killed_runtime_leaves_nothing() {
+fn scar_10_a_killed_runtime_leaves_nothing() {
     let rig = Rig::new();
     for delay in ["0.005", "0.015", "0.03", "0.05"] {
         let flags = rig.runtime_script(&format!(
@@ -162,7 +162,7 @@ fn a_killed_runtime_leaves_nothing() {
 }
 
 #[test]
-fn a_create_that_succeeds_and_then_fails_is_undone() {
+fn scar_10_a_create_that_succeeds_and_then_fails_is_undone() {
     let rig = Rig::new();
     let flags = rig.runtime_script("case \"$*\" in *' create '*) runc \"$@\"; exit 1;; esac");
     let flags = flags.each_ref().map(String::as_str);
@@ -204,7 +204,7 @@ fn containerd_killed_in_the_middle_of_everything() {
 }
 
 #[test]
-fn hostile_ids_and_messages_are_refused_and_the_shim_lives() {
+fn scar_40_hostile_ids_and_messages_are_refused_and_the_shim_lives() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
@@ -237,7 +237,7 @@ fn hostile_ids_and_messages_are_refused_and_the_shim_lives() {
 }
 
 #[test]
-fn deletes_at_once_and_a_shutdown_end_the_shim() {
+fn scar_45_deletes_at_once_and_a_shutdown_end_the_shim() {
     let rig = Rig::new();
     for i in 0..5 {
         let id = format!("a{i}");

@@ -80,7 +80,7 @@ fn add_cat(rig: &Rig, direct: &mut Direct, exec: &str) -> (std::path::PathBuf, s
 }
 
 #[test]
-fn cat_ends_after_close_io_in_every_order() {
+fn scar_22_cat_ends_after_close_io_in_every_order() {
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Step {
         Start,
@@ -151,7 +151,7 @@ fn the_last_bytes_arrive_before_delete_returns() {
 }
 
 #[test]
-fn a_console_has_the_size_that_was_set_before_the_start() {
+fn scar_23_a_console_has_the_size_that_was_set_before_the_start() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
@@ -246,7 +246,7 @@ fn a_file_takes_both_outputs() {
 }
 
 #[test]
-fn a_reader_that_goes_away_neither_ends_nor_harms_the_writer() {
+fn scar_19_a_reader_that_goes_away_neither_ends_nor_harms_the_writer() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
@@ -279,7 +279,7 @@ fn a_reader_that_goes_away_neither_ends_nor_harms_the_writer() {
 }
 
 #[test]
-fn a_grandchild_that_keeps_stdout_open_delays_only_its_own_delete() {
+fn scar_21_a_grandchild_that_keeps_stdout_open_delays_only_its_own_delete() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");

@@ -150,7 +150,7 @@ fn kill_all_reaches_processes_that_share_the_hosts_pid_namespace() {
 }
 
 #[test]
-fn a_shared_pid_namespace_is_cleared_when_the_init_exits() {
+fn scar_09_a_shared_pid_namespace_is_cleared_when_the_init_exits() {
     let rig = Rig::new();
     let events = rig.events();
     rig.run_with(
@@ -220,7 +220,7 @@ fn illegal_transitions_answer_in_containerds_words() {
 }
 
 #[test]
-fn one_socket_speaks_both_versions_and_refuses_others() {
+fn scar_67_one_socket_speaks_both_versions_and_refuses_others() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
@@ -258,7 +258,7 @@ fn a_failed_create_says_why_and_leaves_nothing() {
 }
 
 #[test]
-fn containerd_restarts_under_a_running_pod_and_adopts_it() {
+fn scar_39_containerd_restarts_under_a_running_pod_and_adopts_it() {
     let mut rig = Rig::new();
     for signal in [libc::SIGTERM, libc::SIGKILL] {
         rig.run_in_group("a", "a", &["sleep", "1000"]);

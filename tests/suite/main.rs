@@ -19,5 +19,6 @@ mod faults;
 mod io;
 mod lifecycle;
 mod recorded;
+mod scars;
 mod support;
 mod upgrade;

@@ -66,7 +66,7 @@ fn gos_shim_deletes_what_cleat_has_made() {
 }
 
 #[test]
-fn a_new_binary_under_a_running_pod() {
+fn scar_66_a_new_binary_under_a_running_pod() {
     let rig = Rig::new();
     let copy = rig.dir.join("bin/containerd-shim-cleat-v2");
     let old = rig.dir.join("old");

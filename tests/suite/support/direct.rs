@@ -46,6 +46,21 @@ impl Direct {
         }
     }
 
+    /// A call that gives the shim a time.
+    pub fn call_within(
+        &mut self,
+        method: &str,
+        request: &impl Message,
+        time: Duration,
+    ) -> Result<Vec<u8>, Status> {
+        let payload = request.encode_to_vec();
+        let send = self.connection.send(api::SERVICES[1], method, &payload, Some(time));
+        let stream = self.runtime.block_on(send).unwrap();
+        let (id, reply) = self.receive();
+        assert_eq!(id, stream);
+        reply
+    }
+
     /// Sends a call of the task service and returns its stream number.
     pub fn send(&mut self, method: &str, request: &impl Message) -> u32 {
         self.send_to(api::SERVICES[1], method, request)
