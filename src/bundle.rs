@@ -207,6 +207,11 @@ impl Bundle {
     }
 }
 
+/// The annotations in the text of a config.json.
+pub fn annotations_in(config: &[u8]) -> serde_json::Result<BTreeMap<String, String>> {
+    serde_json::from_slice::<Annotations>(config).map(|spec| spec.annotations)
+}
+
 /// Whether an error says that there is no such file (a parent that is no directory counts).
 pub fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)

@@ -21,7 +21,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     match args::parse(std::env::args_os().skip(1))? {
         Invocation::Version => print(info::version(&program_name()).as_bytes())?,
         Invocation::Info => print(&info::describe(&program_name(), io::stdin().lock())?)?,
-        Invocation::Start(common) => print(&start::run(&common)?)?,
+        Invocation::Start(common) => start::run(&common, print)?,
         Invocation::Delete(common) => print(&cleanup::run(&common))?,
         Invocation::Serve(common) => serve::run(&common)?,
     }

@@ -20,7 +20,7 @@ use crate::{
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     os::unix::fs::DirBuilderExt,
     rc::Rc,
     time::Duration,
@@ -45,8 +45,8 @@ const MAX_CONTAINERS: usize = 4096;
 const MAX_EXECS: usize = 8192;
 /// Answers of Delete that nobody heard, kept for whoever asks again.
 const MAX_UNHEARD: usize = 64;
-/// Transitions kept for the dump.
-const RING: usize = 128;
+/// Bytes of transitions kept for the dump: the last hundred or so.
+const RING: usize = 8 << 10;
 /// After a Shutdown that came too early: how long the shim stays when its last container has gone. containerd usually asks again.
 const LINGER: Duration = Duration::from_secs(5);
 /// What waiters hear of an exec that never ran: containerd's "unknown" status.
@@ -185,7 +185,7 @@ pub struct Shim {
     runtimes: runtime::Caller,
     events: Rc<EventQueue>,
     unheard: RefCell<BTreeMap<Id, Deleted>>,
-    ring: RefCell<VecDeque<String>>,
+    ring: RefCell<Ring>,
     shutdown_asked: Cell<bool>,
     ended: Cell<bool>,
     used: Cell<bool>,
@@ -346,7 +346,7 @@ impl Shim {
             .watch_process(pid, key)
             .map_err(|source| ShimError::Io { verb: "watch the container's init", source })?;
         self.slots.borrow_mut().insert(id.clone(), Slot::There(Box::new(owned)));
-        self.note(format!("{id} created pid={pid}"));
+        self.note(&format!("{id} created pid={pid}"));
         self.events.push(
             Topic::Create,
             &events::TaskCreate {
@@ -910,7 +910,7 @@ impl Shim {
         let name = format!("{event:?}");
         let effects = self.with(id, |owned| owned.state.apply(event))??;
         let name: String = name.chars().take_while(|c| *c != '{' || name.len() < 80).take(80).collect();
-        self.note(format!("{id} {name}"));
+        self.note(&format!("{id} {name}"));
         for effect in effects {
             match effect {
                 Effect::Publish(notice) => self.publish(id, notice),
@@ -975,13 +975,9 @@ impl Shim {
         }
     }
 
-    fn note(&self, text: String) {
+    fn note(&self, text: &str) {
         log::debug!("{text}");
-        let mut ring = self.ring.borrow_mut();
-        if ring.len() == RING {
-            ring.pop_front();
-        }
-        ring.push_back(text);
+        self.ring.borrow_mut().push(text);
     }
 
     // ---- The end -------------------------------------------------------------------------------------------------------
@@ -1069,8 +1065,35 @@ impl Shim {
         lines.push(format!("containers={} waiters={waiters}", self.slots.borrow().len()));
         lines.extend(self.reaper.describe());
         lines.push(self.events.describe());
-        lines.extend(self.ring.borrow().iter().map(|text| format!("transition {text}")));
+        lines.extend(self.ring.borrow().lines().map(|text| format!("transition {text}")));
         lines
+    }
+}
+
+/// The last transitions, a line each. One allocation for ever: small ones made in the middle of a burst would each keep a page of the
+/// heap from going back to the kernel.
+#[derive(Default)]
+struct Ring(Vec<u8>);
+
+impl Ring {
+    fn push(&mut self, line: &str) {
+        if self.0.capacity() == 0 {
+            self.0.reserve_exact(RING);
+        }
+        let bytes = &line.as_bytes()[..line.len().min(RING / 16)];
+        while self.0.len() + bytes.len() + 1 > RING {
+            // The older half goes, up to the end of a line.
+            let half = self.0.len() / 2;
+            let end =
+                self.0[half..].iter().position(|b| *b == b'\n').map_or(self.0.len(), |at| half + at + 1);
+            self.0.drain(..end);
+        }
+        self.0.extend_from_slice(bytes);
+        self.0.push(b'\n');
+    }
+
+    fn lines(&self) -> impl Iterator<Item = std::borrow::Cow<'_, str>> {
+        self.0.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(String::from_utf8_lossy)
     }
 }
 

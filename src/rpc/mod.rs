@@ -10,7 +10,7 @@ mod server;
 
 pub use client::Connection;
 pub use frame::{Header, Kind, MAX_MESSAGE, Request, Response, RpcStatus, request_frame};
-pub use server::{Abandoned, Call, Handler, Load, serve};
+pub use server::{Abandoned, Call, Handler, Load, serve, serve_connection};
 
 /// google.rpc.Code, as far as we answer it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -112,16 +112,18 @@ fn admit(stream: UnixStream, handler: &Rc<dyn Handler>, load: &Rc<Load>) {
     if load.connections.get() >= MAX_CONNECTIONS {
         return log::warn!("connection refused: {MAX_CONNECTIONS} are open");
     }
+    tokio::task::spawn_local(serve_connection(stream, Rc::clone(handler), Rc::clone(load)));
+}
+
+/// Serves one connection until its client goes, or is cut off.
+pub async fn serve_connection(stream: UnixStream, handler: Rc<dyn Handler>, load: Rc<Load>) {
     add(&load.connections, 1);
-    let (handler, load) = (Rc::clone(handler), Rc::clone(load));
-    tokio::task::spawn_local(async move {
-        let shared = Rc::new(Shared::new(Rc::clone(&load)));
-        if let Err(e) = Client::new(stream, handler, Rc::clone(&shared)).run().await {
-            log::debug!("connection closed: {e}");
-        }
-        shared.hung_up();
-        subtract(&load.connections, 1);
-    });
+    let shared = Rc::new(Shared::new(Rc::clone(&load)));
+    if let Err(e) = Client::new(stream, handler, Rc::clone(&shared)).run().await {
+        log::debug!("connection closed: {e}");
+    }
+    shared.hung_up();
+    subtract(&load.connections, 1);
 }
 
 fn add(counter: &Cell<usize>, n: usize) {

@@ -101,6 +101,11 @@ fn last_error(log: &Path, offset: u64) -> Option<String> {
     file.seek(SeekFrom::Start(offset.max(length.saturating_sub(MAX_LOG)))).ok()?;
     let mut text = Vec::new();
     file.take(MAX_LOG).read_to_end(&mut text).ok()?;
+    last_error_in(&text)
+}
+
+/// The message of the last `level=error` line.
+pub fn last_error_in(text: &[u8]) -> Option<String> {
     text.split(|b| *b == b'\n')
         .rev()
         .filter_map(|line| serde_json::from_slice::<Line>(line).ok())

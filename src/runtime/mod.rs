@@ -7,7 +7,7 @@ mod call;
 mod failure;
 
 pub use call::{Births, CallStdio, Caller};
-pub use failure::Failure;
+pub use failure::{Failure, last_error_in};
 
 use crate::{bundle::Bundle, id::Id, protocol::options::Options};
 use std::{

@@ -42,13 +42,17 @@ pub enum StartError {
     /// No daemon.
     #[error("start the shim daemon")]
     Daemon(#[source] io::Error),
+    /// The answer could not be written.
+    #[error("write the address")]
+    Answer(#[source] io::Error),
     /// The daemon could not be put where it belongs.
     #[error(transparent)]
     Placement(#[from] placement::PlacementError),
 }
 
-/// Runs `start`; the bundle is the working directory. Returns what belongs on stdout.
-pub fn run(common: &Common) -> Result<Vec<u8>, StartError> {
+/// Runs `start`; the bundle is the working directory. `print` gets what belongs on stdout: a caller that cannot be told of a new daemon
+/// leaves none behind.
+pub fn run(common: &Common, print: impl FnOnce(&[u8]) -> io::Result<()>) -> Result<(), StartError> {
     let input = read_input(io::stdin().lock())?;
     let max_shim_version = std::env::var("MAX_SHIM_VERSION").ok();
     let caller = Caller::parse(&input, common.id.as_str(), max_shim_version.as_deref())?;
@@ -64,7 +68,7 @@ pub fn run(common: &Common) -> Result<Vec<u8>, StartError> {
     let address = Address::of_group(&directory, containerd, &common.namespace, &group)?;
     let socket::Bound::New(listener) = socket::bind(&address)? else {
         bundle.write_address(&address.to_string())?;
-        return Ok(caller.answer(&address.to_string()));
+        return print(&caller.answer(&address.to_string())).map_err(StartError::Answer);
     };
 
     let mut undo = Undo { address: &address, daemon: None, done: false };
@@ -74,8 +78,9 @@ pub fn run(common: &Common) -> Result<Vec<u8>, StartError> {
     undo.daemon = Some(daemon);
     placement::join_cgroup(daemon, &options.shim_cgroup)?;
     placement::adjust_oom_score(daemon);
+    print(&caller.answer(&address.to_string())).map_err(StartError::Answer)?;
     undo.done = true;
-    Ok(caller.answer(&address.to_string()))
+    Ok(())
 }
 
 fn read_input(stdin: impl Read) -> Result<Vec<u8>, StartError> {

@@ -1,6 +1,7 @@
 //! The Task API: parses the request, asks the shim, shapes the answer. No state of its own.
 
 mod request;
+pub use request::check as check_request;
 mod status;
 
 use crate::{

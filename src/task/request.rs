@@ -104,6 +104,27 @@ pub(super) fn signal(number: u32) -> Result<i32, Status> {
     }
 }
 
+/// Whether a request would be understood; does nothing else. For the fuzzer.
+pub fn check(method: &str, payload: &[u8]) -> bool {
+    let done = match method {
+        "Create" => decode(payload).and_then(create).map(|_| ()),
+        "Exec" => decode(payload).and_then(exec).map(|_| ()),
+        "Update" => decode(payload)
+            .and_then(|r: crate::protocol::task::UpdateTaskRequest| resources(r.resources))
+            .map(|_| ()),
+        "Kill" => decode(payload).and_then(|r: crate::protocol::task::KillRequest| {
+            container(&r.id)?;
+            exec_of(&r.exec_id)?;
+            signal(r.signal).map(|_| ())
+        }),
+        _ => decode(payload).and_then(|r: crate::protocol::task::ProcessRequest| {
+            container(&r.id)?;
+            exec_of(&r.exec_id).map(|_| ())
+        }),
+    };
+    done.is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
