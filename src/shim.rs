@@ -188,7 +188,6 @@ pub struct Shim {
     ring: RefCell<Ring>,
     shutdown_asked: Cell<bool>,
     ended: Cell<bool>,
-    used: Cell<bool>,
     changed: Notify,
 }
 
@@ -206,7 +205,6 @@ impl Shim {
             ring: RefCell::default(),
             shutdown_asked: Cell::new(false),
             ended: Cell::new(false),
-            used: Cell::new(false),
             changed: Notify::new(),
         })
     }
@@ -250,7 +248,6 @@ impl Shim {
         if slots.len() >= MAX_CONTAINERS {
             return Err(ShimError::TooMany(MAX_CONTAINERS, "containers"));
         }
-        self.used.set(true);
         self.unheard.borrow_mut().remove(id);
         slots.insert(id.clone(), Slot::Creating);
         Ok(Reservation { shim: Rc::clone(self), id: id.clone(), fulfilled: Cell::new(false) })
@@ -1022,11 +1019,6 @@ impl Shim {
             }
             changed.await;
         }
-    }
-
-    /// Whether there ever was a container.
-    pub fn was_used(&self) -> bool {
-        self.used.get()
     }
 
     /// Whether there is no container, created or being created.

@@ -55,8 +55,10 @@ pub struct Driver {
     namespace: String,
     next: Cell<u64>,
     sockets: RefCell<Vec<PathBuf>>,
+    sockets_of: RefCell<HashMap<String, PathBuf>>,
     /// Readers of the `log` fifos: a Go shim waits for one.
     logs: RefCell<HashMap<String, JoinHandle<()>>>,
+    log_bytes: Rc<Cell<usize>>,
 }
 
 /// A running shim and the bundle of its first container.
@@ -74,6 +76,9 @@ struct Events(Rc<Ledger>);
 
 impl Handler for Events {
     fn handle(&self, call: Call) -> Pin<Box<dyn Future<Output = Reply>>> {
+        if self.0.refuses() {
+            return Box::pin(async { Err(rpc::Status::new(rpc::Code::Unknown, "not now")) });
+        }
         if call.service == SERVICE
             && let Ok(request) = ForwardRequest::decode(call.payload.as_slice())
             && let Some(envelope) = request.envelope
@@ -116,7 +121,9 @@ impl Driver {
             namespace,
             next: Cell::new(0),
             sockets: RefCell::default(),
+            sockets_of: RefCell::default(),
             logs: RefCell::default(),
+            log_bytes: Rc::default(),
         }))
     }
 
@@ -129,6 +136,11 @@ impl Driver {
     /// The directory of this driver: everything of it lies below.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Bytes that the shims have logged so far.
+    pub fn log_bytes(&self) -> usize {
+        self.log_bytes.get()
     }
 
     fn command(&self, id: &str, bundle: &Path) -> Command {
@@ -158,9 +170,12 @@ impl Driver {
             .map_err(|e| DriverError(format!("make the log fifo: {e}")))?;
         let log = pipe::OpenOptions::new().read_write(true).open_receiver(bundle.join("log"));
         let mut log = log.map_err(fail("open the log fifo"))?;
+        let bytes = Rc::clone(&self.log_bytes);
         let reader = tokio::task::spawn_local(async move {
             let mut buffer = [0; 4096];
-            while log.read(&mut buffer).await.is_ok() {}
+            while let Ok(read) = log.read(&mut buffer).await {
+                bytes.set(bytes.get() + read);
+            }
         });
         self.logs.borrow_mut().insert(id.to_owned(), reader);
         Ok(bundle)
@@ -187,8 +202,20 @@ impl Driver {
         let bundle = self.bundle(id, id, arguments).await?;
         let socket = self.start(id, &bundle).await?;
         self.sockets.borrow_mut().push(socket.clone());
+        self.sockets_of.borrow_mut().insert(id.to_owned(), socket.clone());
         let client = Client::connect(&socket).await?;
         Ok((Pod { id: id.to_owned(), bundle, socket }, client))
+    }
+
+    /// Asks the shim of a container that came to nothing to end.
+    pub async fn give_up(&self, id: &str) {
+        let socket = self.sockets_of.borrow_mut().remove(id);
+        if let Some(socket) = socket
+            && let Ok(mut client) = Client::connect(&socket).await
+        {
+            let _ = client.process::<api::DeleteResponse>("Delete", id, "").await;
+            let _ = client.shutdown(id).await;
+        }
     }
 
     /// The Create request for a bundle, with an overlay as containerd would send it.
@@ -218,6 +245,7 @@ impl Driver {
         if !output.status.success() {
             return Err(DriverError(format!("delete: {}", String::from_utf8_lossy(&output.stderr))));
         }
+        self.sockets_of.borrow_mut().remove(id);
         if let Some(reader) = self.logs.borrow_mut().remove(id) {
             reader.abort();
         }

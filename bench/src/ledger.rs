@@ -16,6 +16,9 @@ pub struct Ledger {
     told: RefCell<HashMap<String, Told>>,
     statuses: RefCell<HashMap<(String, String), u32>>,
     events: Cell<u64>,
+    /// Every nth Forward is refused; 0: none.
+    refuse: Cell<u64>,
+    asked: Cell<u64>,
 }
 
 /// What a container's or an exec's events turned out to be.
@@ -44,6 +47,17 @@ impl Ledger {
     /// How many events have come in all.
     pub fn count(&self) -> u64 {
         self.events.get()
+    }
+
+    /// From now on every nth event is refused, and must come again.
+    pub fn refuse_every(&self, n: u64) {
+        self.refuse.set(n);
+    }
+
+    /// Whether this one is refused.
+    pub(crate) fn refuses(&self) -> bool {
+        self.asked.set(self.asked.get() + 1);
+        self.refuse.get() != 0 && self.asked.get().is_multiple_of(self.refuse.get())
     }
 
     /// Enters an event.

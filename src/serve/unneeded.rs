@@ -1,6 +1,9 @@
 //! A shim that nobody needs ends by itself: no container, no bundle, no client, for a while. A crash of containerd between `start` and
-//! Create, or a Shutdown that never came, leaves such a one behind. And one that never had a container ends though its bundle is there and
-//! containerd connected: containerd 1.6 adopts such a shim when it is restarted, and nobody can delete it, since it has no task.
+//! Create, or a Shutdown that never came, leaves such a one behind.
+//!
+//! Ten times as long without any container, and it ends though its bundle is there and containerd connected: a containerd that was killed
+//! before it could send Create, or Shutdown after a Delete, adopts the shim when it is started again, and nobody can delete it, since it has
+//! no task (seen with 1.6). The first container of a pod outlives the others, so an empty shim is not about to get another.
 
 use crate::{rpc::Load, shim::Shim};
 use std::{path::Path, time::Duration};
@@ -11,8 +14,8 @@ const GRACE: Duration = Duration::from_secs(60);
 const VARIABLE: &str = "CLEAT_UNNEEDED_SECONDS";
 /// Looks in that time.
 const LOOKS: u32 = 4;
-/// How many times as long a shim that never had a container is kept for the Create that should have followed within milliseconds.
-const NEVER_USED: u32 = 10;
+/// How many times as long a shim without a container is kept for a client that is connected.
+const WITH_CLIENT: u32 = 10;
 
 /// Resolves when nobody needs the shim. Sleeps without a timer while there is a container.
 pub(super) async fn wait(shim: &Shim, load: &Load) {
@@ -21,20 +24,18 @@ pub(super) async fn wait(shim: &Shim, load: &Load) {
         Some(seconds) => Duration::from_secs(seconds),
         None => GRACE,
     };
-    let (mut quiet, mut unused) = (0, 0);
-    while quiet < LOOKS && unused < LOOKS * NEVER_USED {
+    let (mut empty, mut unneeded) = (0, 0);
+    while unneeded < LOOKS && empty < LOOKS * WITH_CLIENT {
         shim.until_empty().await;
         tokio::time::sleep(grace / LOOKS).await;
-        quiet = if is_needed(shim, load) { 0 } else { quiet + 1 };
-        unused = if shim.was_used() { 0 } else { unused + 1 };
+        empty = if shim.is_empty() { empty + 1 } else { 0 };
+        unneeded = if empty > 0 && !is_expected(load) { unneeded + 1 } else { 0 };
     }
-    log::warn!(
-        "no container, and nobody who needs one: the shim ends seconds={}",
-        (grace / LOOKS * quiet.max(unused)).as_secs()
-    );
+    log::warn!("no container: the shim ends after_seconds={}", (grace / LOOKS * empty).as_secs());
 }
 
-fn is_needed(shim: &Shim, load: &Load) -> bool {
+/// Whether somebody is there who may send a Create.
+fn is_expected(load: &Load) -> bool {
     // Our working directory is the bundle of the first container; containerd removes it when it gives the container up.
-    !shim.is_empty() || load.connections.get() > 0 || Path::new("config.json").exists()
+    load.connections.get() > 0 || Path::new("config.json").exists()
 }

@@ -95,3 +95,40 @@ fn scar_70_signals_that_mean_nothing_end_nothing_and_usr1_dumps() {
     });
     rig.remove("a");
 }
+
+// Scar 53 at length: ten minutes. `cargo nextest run --run-ignored only -E 'test(five_thousand)'`.
+#[test]
+#[ignore = "takes ten minutes"]
+fn scar_53_five_thousand_exits_while_containerd_is_stopped_for_ten_minutes() {
+    let rig = Rig::new();
+    let events = rig.events();
+    rig.run("a", &["sleep", "100000"]);
+    kill(rig.containerd_pid(), libc::SIGSTOP);
+    let begun = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for worker in 0..8u32 {
+            let rig = &rig;
+            scope.spawn(move || {
+                let mut direct = rig.direct("a");
+                for number in 0..625 {
+                    let code = (worker * 625 + number) % 200;
+                    let exec = format!("e{worker}-{number}");
+                    assert_eq!(direct.exec_to_end("a", &exec, &format!("exit {code}")), code);
+                }
+            });
+        }
+    });
+    std::thread::sleep(std::time::Duration::from_secs(600).saturating_sub(begun.elapsed()));
+    kill(rig.containerd_pid(), libc::SIGCONT);
+    events.wait_for("exit", 5000);
+    let told = events.of("a");
+    assert_eq!(told.len(), 2 + 3 * 5000);
+    for worker in 0..8 {
+        for number in 0..625 {
+            let exec = format!(":e{worker}-{number}");
+            let of_exec: Vec<&str> = told.iter().filter_map(|topic| topic.strip_suffix(&*exec)).collect();
+            assert_eq!(of_exec, ["exec-added", "exec-started", "exit"], "{exec}");
+        }
+    }
+    rig.remove("a");
+}

@@ -1,8 +1,8 @@
 //! soak MINUTES LABEL=SHIM...: execs and whole container lives under load, on every shim at once; each exit and each event is accounted
 //! for. Prints a table, one column a shim. Ends with status 1 if the first shim lost or mixed up anything.
 //!
-//! Each shim has eight workers: six run execs in two pods that live as long as the soak (exit statuses 0-199, some killed, some with
-//! output), two run lives: start, Create, Start, an exec, exit or kill, Delete, Shutdown, `delete`.
+//! Each shim has eight workers: six run execs in two pods that live as long as the soak (exit statuses 0-199,
+//! some killed), two run lives: start, Create, Start, exit or kill, Delete, Shutdown, `delete`.
 
 use cleat::protocol::{Empty, task as api};
 use cleat_bench::{Client, Driver, DriverError, Pod, Verdict, measure};
@@ -211,6 +211,7 @@ async fn life_worker(driver: Rc<Driver>, tally: Rc<Tally>, number: usize, end: I
         let id = driver.fresh("life");
         if let Err(e) = one_life(&driver, &tally, &id, ending).await {
             tally.fail(&e);
+            driver.give_up(&id).await;
             let _ = driver.clean_up(&id, &driver.directory().join("task").join(&id)).await;
         }
     }

@@ -214,7 +214,12 @@ impl Rig {
 
     /// Address of a container's shim, as its bundle names it.
     pub fn address(&self, id: &str) -> String {
-        fs::read_to_string(self.bundle(id).join("address")).unwrap()
+        fs::read_to_string(self.bundle(id).join("address")).unwrap_or_else(|_| {
+            // Other shims leave that to containerd, since 2.0.
+            let json: serde_json::Value =
+                serde_json::from_slice(&fs::read(self.bundle(id).join("bootstrap.json")).unwrap()).unwrap();
+            json["address"].as_str().unwrap().to_owned()
+        })
     }
 
     /// A client that speaks to a container's shim without containerd.
