@@ -8,4 +8,6 @@ mod v1;
 
 pub use oom::OomWatch;
 pub use path::{Cgroup, join};
+#[cfg(fuzzing)]
+pub use v1::FUZZED;
 pub use v1::metrics;

@@ -610,8 +610,13 @@ mod tests {
         }
     }
 
+    /// Random histories that are tried; CLEAT_HISTORIES says another number.
+    fn histories() -> u32 {
+        std::env::var("CLEAT_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000)
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(20_000) })]
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(histories()) })]
 
         #[test]
         fn events_keep_their_order_whatever_happens(

@@ -116,6 +116,7 @@ fn start_prints_the_address_and_a_second_one_finds_the_shim() {
     until("the socket is gone", || !socket(&address).exists());
 }
 
+// Defence: `socket::lock`.
 #[test]
 fn scar_30_simultaneous_starts_make_one_daemon() {
     let place = Place::new("race");
@@ -183,6 +184,7 @@ fn plain_options_are_told_from_bootstrap_params() {
     assert!(stdout(&place.start("a", &options.encode_to_vec())).starts_with("unix:///run/containerd/s/"));
 }
 
+// rust-extensions #366. Defence: `Caller::parse` tells the senders apart; `start::Undo`.
 #[test]
 fn scar_65_bad_input_is_refused_with_a_message_and_leaves_nothing() {
     let place = Place::new("bad");
@@ -254,6 +256,7 @@ fn a_socket_path_that_is_too_long_is_refused() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("longer than 106 bytes"));
 }
 
+// containerd #3481, #3359. Defence: `sys::fd::close_from` in `serve::run`.
 #[test]
 fn scar_57_the_daemon_inherits_no_descriptors_but_its_own() {
     let place = Place::new("fds");
@@ -279,6 +282,7 @@ fn scar_57_the_daemon_inherits_no_descriptors_but_its_own() {
     });
 }
 
+// Defence: `Runtime::knows` before `force_delete`; missing files are no errors.
 #[test]
 fn scar_33_delete_is_idempotent_quiet_and_calls_no_runtime_without_state() {
     let place = Place::new("delete");

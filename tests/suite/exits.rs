@@ -59,6 +59,7 @@ fn exit_codes_and_signals_of_inits() {
     }
 }
 
+// containerd #9719, #932. Defence: the `BirthGuard` of `Caller::create` keeps unknown zombies until the pid is watched.
 #[test]
 fn scar_06_inits_that_die_at_once() {
     let rig = Rig::new();
@@ -75,6 +76,7 @@ fn scar_06_inits_that_die_at_once() {
     }
 }
 
+// containerd #8557. Defence: as above, in `Caller::exec`.
 #[test]
 fn scar_06_an_exec_that_dies_before_its_runtime_call_returns() {
     let rig = Rig::new();
@@ -95,6 +97,7 @@ fn scar_06_an_exec_that_dies_before_its_runtime_call_returns() {
     rig.remove("a");
 }
 
+// containerd #9719. Defence: `Container::hold`: no exit before the start was told.
 #[test]
 fn scar_06_an_init_that_dies_before_start_returns() {
     let rig = Rig::new();
@@ -108,6 +111,7 @@ fn scar_06_an_init_that_dies_before_start_returns() {
     rig.remove("a");
 }
 
+// containerd #1131. Defence: `Reaper::kill_unclaimed`.
 #[test]
 fn scar_06_a_runtime_that_writes_no_pid_leaves_an_error_and_nothing_running() {
     let rig = Rig::new();
@@ -161,6 +165,7 @@ fn two_hundred_execs_eight_at_a_time_leave_nothing() {
     rig.remove("a");
 }
 
+// containerd #9828, #10634. Defence: `Container::release` waits for `execs`.
 #[test]
 fn scar_08_the_inits_exit_comes_after_its_execs() {
     let rig = Rig::new();
@@ -182,6 +187,7 @@ fn scar_08_the_inits_exit_comes_after_its_execs() {
     rig.remove("a");
 }
 
+// containerd #9979, #10002. Defence: `Reaper::reap_all` forgets who is not watched.
 #[test]
 fn scar_69_orphans_are_reaped() {
     let rig = Rig::new();

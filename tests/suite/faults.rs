@@ -11,6 +11,7 @@ fn process(id: &str, exec: &str) -> api::ProcessRequest {
     api::ProcessRequest { id: id.into(), exec_id: exec.into() }
 }
 
+// containerd #3572, moby#40817. Defence: `Shim::kill` signals through the pidfd; no borrow lives across `run_exec`.
 #[test]
 fn scar_03_kill_state_wait_and_stats_answer_while_an_exec_hangs() {
     let rig = Rig::new();
@@ -54,6 +55,7 @@ fn scar_03_kill_state_wait_and_stats_answer_while_an_exec_hangs() {
     rig.remove("a");
 }
 
+// containerd commit dbcaa504c. Defence: `Slot::Creating`: the id is taken, nothing is locked.
 #[test]
 fn scar_43_a_slow_create_stops_nobody_else() {
     let rig = Rig::new();
@@ -94,6 +96,7 @@ fn scar_43_a_slow_create_stops_nobody_else() {
     rig.remove("a");
 }
 
+// containerd #6402, #6572. Defence: `cleanup::run` answers pid and status.
 #[test]
 fn scar_32_a_killed_shim_is_cleaned_up_after() {
     let rig = Rig::new();
@@ -115,6 +118,7 @@ fn scar_32_a_killed_shim_is_cleaned_up_after() {
     rig.remove("a");
 }
 
+// containerd #14020. Defence: `Effect::RecordExit`.
 #[test]
 fn scar_55_the_true_status_survives_the_shim() {
     let rig = Rig::new();
@@ -132,6 +136,7 @@ fn scar_55_the_true_status_survives_the_shim() {
     rig.ctr(["container", "rm", "a"]);
 }
 
+// docker/for-linux#643, containerd #10192. Defence: `socket::bind` probes.
 #[test]
 fn scar_29_a_stale_socket_is_replaced() {
     let rig = Rig::new();
@@ -146,6 +151,7 @@ fn scar_29_a_stale_socket_is_replaced() {
     rig.remove("a");
 }
 
+// containerd #4538. Defence: `Shim::undo_create`, `Shim::clear_after_create`.
 #[test]
 fn scar_10_a_killed_runtime_leaves_nothing() {
     let rig = Rig::new();
@@ -161,6 +167,7 @@ fn scar_10_a_killed_runtime_leaves_nothing() {
     }
 }
 
+// containerd #4538. Defence: `Shim::undo_create`.
 #[test]
 fn scar_10_a_create_that_succeeds_and_then_fails_is_undone() {
     let rig = Rig::new();
@@ -203,6 +210,7 @@ fn containerd_killed_in_the_middle_of_everything() {
     }
 }
 
+// Defence: `Id::new`, `task/request.rs`.
 #[test]
 fn scar_40_hostile_ids_and_messages_are_refused_and_the_shim_lives() {
     let rig = Rig::new();
@@ -236,6 +244,7 @@ fn scar_40_hostile_ids_and_messages_are_refused_and_the_shim_lives() {
     rig.remove("a");
 }
 
+// containerd #12393. Defence: `Shim::shutdown_asked` is remembered.
 #[test]
 fn scar_45_deletes_at_once_and_a_shutdown_end_the_shim() {
     let rig = Rig::new();

@@ -79,6 +79,7 @@ fn add_cat(rig: &Rig, direct: &mut Direct, exec: &str) -> (std::path::PathBuf, s
     (stdin, reader(&stdout))
 }
 
+// containerd #2439, nerdctl #5042. Defence: `ProcessIo::stdin_closed` remembers a CloseIO that came early.
 #[test]
 fn scar_22_cat_ends_after_close_io_in_every_order() {
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -150,6 +151,7 @@ fn the_last_bytes_arrive_before_delete_returns() {
     rig.remove("a");
 }
 
+// moby#35407, kata #6248. Defence: `ProcessIo::size`, `with_console_size`.
 #[test]
 fn scar_23_a_console_has_the_size_that_was_set_before_the_start() {
     let rig = Rig::new();
@@ -245,6 +247,7 @@ fn a_file_takes_both_outputs() {
     rig.remove("z");
 }
 
+// rust-extensions #100, #154. Defence: `ProcessIo::open_sink` opens both directions.
 #[test]
 fn scar_19_a_reader_that_goes_away_neither_ends_nor_harms_the_writer() {
     let rig = Rig::new();
@@ -278,6 +281,7 @@ fn scar_19_a_reader_that_goes_away_neither_ends_nor_harms_the_writer() {
     rig.remove("a");
 }
 
+// moby#29700, containerd #2823. Defence: `DRAIN_LIMIT`.
 #[test]
 fn scar_21_a_grandchild_that_keeps_stdout_open_delays_only_its_own_delete() {
     let rig = Rig::new();

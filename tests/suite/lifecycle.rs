@@ -149,6 +149,7 @@ fn kill_all_reaches_processes_that_share_the_hosts_pid_namespace() {
     rig.remove("a");
 }
 
+// containerd #3149, #10608. Defence: `Effect::KillAll`, `Shim::wait_emptied`.
 #[test]
 fn scar_09_a_shared_pid_namespace_is_cleared_when_the_init_exits() {
     let rig = Rig::new();
@@ -219,6 +220,7 @@ fn illegal_transitions_answer_in_containerds_words() {
     rig.remove("a");
 }
 
+// containerd #10984, #11720. Defence: `serve::services` registers both names.
 #[test]
 fn scar_67_one_socket_speaks_both_versions_and_refuses_others() {
     let rig = Rig::new();
@@ -257,6 +259,7 @@ fn a_failed_create_says_why_and_leaves_nothing() {
     rig.remove("a");
 }
 
+// containerd #11535, #11916. Defence: `Bundle::write_address`; both services on one socket.
 #[test]
 fn scar_39_containerd_restarts_under_a_running_pod_and_adopts_it() {
     let mut rig = Rig::new();

@@ -65,6 +65,7 @@ fn gos_shim_deletes_what_cleat_has_made() {
     deleted_by_another(&shim_binary(), &go_shim());
 }
 
+// containerd #10888, moby#39432. Defence: `start::daemon` falls back to /proc/self/exe; a running group keeps its daemon.
 #[test]
 fn scar_66_a_new_binary_under_a_running_pod() {
     let rig = Rig::new();
