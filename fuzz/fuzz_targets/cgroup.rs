@@ -8,4 +8,5 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let controllers = ["memory", "pids", "cpu", "cpuacct", "blkio"];
     let paths = controllers.iter().map(|name| ((*name).into(), "/nonexistent".into())).collect();
     let _ = metrics(&Cgroup::V1(paths));
+    let _ = metrics(&Cgroup::V2("/nonexistent".into()));
 });

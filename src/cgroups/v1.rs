@@ -1,9 +1,11 @@
 //! Figures of cgroup v1, every field that containerd/cgroups fills (`cgroup1/*.go`).
 //! Kernel documentation: admin-guide/cgroup-v1.
 
-use super::Cgroup;
+use super::{
+    Cgroup,
+    files::{number, pairs, text},
+};
 use crate::{
-    bundle::read_bounded,
     protocol::stats_v1::{
         BlkioEntry, BlkioStat, CpuStat, CpuUsage, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat,
         Metrics, PidsStat, Throttle,
@@ -15,7 +17,7 @@ use std::{collections::HashMap, path::Path};
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Reads all figures; what the kernel does not offer is left out.
-pub fn metrics(cgroup: &Cgroup) -> Metrics {
+pub(super) fn metrics(cgroup: &Cgroup) -> Metrics {
     let directory = |controller| cgroup.directory(controller);
     Metrics {
         hugetlb: directory("hugetlb").map(hugetlb).unwrap_or_default(),
@@ -28,42 +30,6 @@ pub fn metrics(cgroup: &Cgroup) -> Metrics {
         blkio: directory("blkio").map(blkio),
         memory_oom_control: directory("memory").and_then(oom_control),
     }
-}
-
-#[cfg(fuzzing)]
-thread_local! {
-    /// What every file of a cgroup holds while the fuzzer runs: millions of inputs, and none through the file system.
-    pub static FUZZED: std::cell::RefCell<Option<Vec<u8>>> = const { std::cell::RefCell::new(None) };
-}
-
-fn text(directory: &Path, file: &str) -> Option<String> {
-    #[cfg(fuzzing)]
-    if let Some(bytes) = FUZZED.with_borrow(Clone::clone) {
-        return Some(String::from_utf8_lossy(&bytes).into_owned());
-    }
-    let bytes = read_bounded(&directory.join(file), 1 << 20).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// A file with one number; `max` is 0, as containerd/cgroups has it for pids.max.
-fn number(directory: &Path, file: &str) -> Option<u64> {
-    let text = text(directory, file)?;
-    match text.trim() {
-        "max" => Some(u64::MAX),
-        // Some kernels write negative numbers for "none".
-        word if word.starts_with('-') => Some(0),
-        word => word.parse().ok(),
-    }
-}
-
-/// A file of `key value` lines; unknown keys cost nothing.
-fn pairs(directory: &Path, file: &str) -> Option<HashMap<String, u64>> {
-    let text = text(directory, file)?;
-    let pair = |line: &str| {
-        let (key, value) = line.split_once(' ')?;
-        Some((key.to_owned(), value.trim().parse().ok()?))
-    };
-    Some(text.lines().filter_map(pair).collect())
 }
 
 fn pids(directory: &Path) -> Option<PidsStat> {

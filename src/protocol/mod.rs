@@ -11,6 +11,7 @@ pub mod events;
 pub mod info;
 pub mod options;
 pub mod stats_v1;
+pub mod stats_v2;
 pub mod task;
 
 /// `google.protobuf.Any`: a message and the URL of its type.

@@ -8,7 +8,7 @@ use crate::{
     cgroups,
     container::Exit,
     id::Id,
-    protocol::{Any, Empty, Timestamp, options, stats_v1, task as api},
+    protocol::{Any, Empty, Timestamp, options, task as api},
     rpc::{Call, Code, Reply, Status},
     serve::Service,
     shim::{Shim, ShimError},
@@ -118,10 +118,7 @@ impl TaskService {
             }
             "Stats" => {
                 let cgroup = shim.cgroup(&only_container(payload)?)?;
-                if matches!(*cgroup, cgroups::Cgroup::V2(_)) {
-                    return Err(Status::new(Code::Unimplemented, "metrics of cgroup v2 are not implemented"));
-                }
-                let stats = Some(Any::pack(stats_v1::METRICS_URL, &cgroups::metrics(&cgroup)));
+                let stats = Some(cgroups::metrics(&cgroup));
                 encode(&api::StatsResponse { stats })
             }
             "Connect" => {
