@@ -151,9 +151,13 @@ impl Rig {
 
     /// `ctr` in our namespace, to be run.
     pub fn ctr_command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        self.ctr_within("120", arguments)
+    }
+
+    fn ctr_within<S: AsRef<OsStr>>(&self, seconds: &str, arguments: impl IntoIterator<Item = S>) -> Command {
         // Nothing may hang for ever.
         let mut command = Command::new("timeout");
-        command.arg("-k1").arg("120").arg(ctr_binary()).arg("-a").arg(self.dir.join("c.sock"));
+        command.arg("-k1").arg(seconds).arg(ctr_binary()).arg("-a").arg(self.dir.join("c.sock"));
         command.args(["-n", &self.namespace]).args(arguments).stdin(Stdio::null());
         command
     }
@@ -271,7 +275,7 @@ impl Rig {
 
     /// A second terminal that shows events.
     pub fn events(&self) -> EventLog {
-        EventLog::follow(self.ctr_command(["events"]), &self.dir.join("events"))
+        EventLog::follow(self.ctr_within("3600", ["events"]), &self.dir.join("events"))
     }
 
     /// Whatever a test should not leave behind.
