@@ -33,9 +33,12 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 const EXIT_AFTER_DELETE: Duration = Duration::from_secs(5);
 /// How long mounting or unmounting a rootfs may take.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(120);
-/// How long runtime calls that start something may go on when the container's init is dead: its exit waits for them, since
-/// starts are told before exits. A call that hangs must not keep a dead container running.
-const START_AFTER_INIT: Duration = Duration::from_millis(500);
+/// How long `runtime exec` may go on when the container's init is dead: the init's exit waits for it, since starts are told before
+/// exits. A call that hangs must not keep a dead container running.
+const EXEC_AFTER_INIT: Duration = Duration::from_millis(500);
+/// The same for `runtime start` of the init itself: a program that ends at once is started all the same, and on a busy node the runtime
+/// may take its time to say so.
+const START_AFTER_INIT: Duration = Duration::from_secs(10);
 /// How often, and how long apart, we look whether the cgroup of a failed create, or of a dead init, is empty: a second in all.
 const CLEAR_LOOKS: u32 = 200;
 const CLEAR_PAUSE: Duration = Duration::from_millis(5);
@@ -170,8 +173,10 @@ struct Owned {
     exec_io: HashMap<Id, Rc<ProcessIo>>,
     cgroup: Option<Rc<Cgroup>>,
     oom: Option<Rc<OomWatch>>,
-    /// Notified when runtime calls that start something must end.
-    starts: Rc<Notify>,
+    /// Notified when `runtime start` must end.
+    start: Rc<Notify>,
+    /// Notified when `runtime exec` must end.
+    exec_starts: Rc<Notify>,
     /// Deletes that came while one was under way: they get the same answer.
     deleters: Vec<oneshot::Sender<Deleted>>,
 }
@@ -336,7 +341,8 @@ impl Shim {
             exec_io: HashMap::new(),
             cgroup,
             oom,
-            starts: Rc::default(),
+            start: Rc::default(),
+            exec_starts: Rc::default(),
             deleters: Vec::new(),
         };
         self.reaper
@@ -429,9 +435,9 @@ impl Shim {
     /// Starts the init. Returns its pid.
     pub async fn start(self: &Rc<Self>, id: &Id) -> Result<u32, ShimError> {
         self.apply(id, Event::StartRequested)?;
-        let (runtime, pid, starts) =
-            self.with(id, |owned| (owned.runtime.clone(), owned.state.init.pid, Rc::clone(&owned.starts)))?;
-        match self.runtimes.start(&runtime, id, starts).await {
+        let (runtime, pid, cut_short) =
+            self.with(id, |owned| (owned.runtime.clone(), owned.state.init.pid, Rc::clone(&owned.start)))?;
+        match self.runtimes.start(&runtime, id, cut_short).await {
             Ok(()) => {
                 self.apply(id, Event::Started)?;
                 Ok(pid)
@@ -477,7 +483,7 @@ impl Shim {
             .with(id, |owned| {
                 let io = owned.exec_io.get(exec).cloned();
                 let bundle = Bundle::new(&owned.state.bundle);
-                let starts = Rc::clone(&owned.starts);
+                let starts = Rc::clone(&owned.exec_starts);
                 io.map(|io| (owned.runtime.clone(), owned.options.clone(), io, bundle, starts))
             })?
             .ok_or_else(|| Refusal::NoExec(exec.clone()))?;
@@ -922,10 +928,13 @@ impl Shim {
                     tokio::task::spawn_local(Rc::clone(self).kill_rest(id.clone()));
                 }
                 Effect::CutStartsShort => {
-                    let starts = self.with(id, |owned| Rc::clone(&owned.starts))?;
+                    let (start, exec_starts) =
+                        self.with(id, |owned| (Rc::clone(&owned.start), Rc::clone(&owned.exec_starts)))?;
                     tokio::task::spawn_local(async move {
-                        tokio::time::sleep(START_AFTER_INIT).await;
-                        starts.notify_waiters();
+                        tokio::time::sleep(EXEC_AFTER_INIT).await;
+                        exec_starts.notify_waiters();
+                        tokio::time::sleep(START_AFTER_INIT - EXEC_AFTER_INIT).await;
+                        start.notify_waiters();
                     });
                 }
                 Effect::RecordExit(exit) => {

@@ -101,7 +101,8 @@ fn scar_06_an_exec_that_dies_before_its_runtime_call_returns() {
 #[test]
 fn scar_06_an_init_that_dies_before_start_returns() {
     let rig = Rig::new();
-    let script = "case \"$*\" in *' start '*) runc \"$@\"; status=$?; sleep 0.3; exit $status;; esac";
+    // As on a node that is very busy.
+    let script = "case \"$*\" in *' start '*) runc \"$@\"; status=$?; sleep 2; exit $status;; esac";
     let flags = rig.runtime_script(script);
     let events = rig.events();
     rig.run_with(&flags.each_ref().map(String::as_str), "a", &["sh", "-c", "exit 9"]);
