@@ -723,7 +723,7 @@ impl Shim {
 
     // ---- Delete ------------------------------------------------------------------------------------------------------
 
-    /// Keeps the answer of a Delete that its caller did not wait for: a second one gets it. At most [`MAX_UNHEARD`].
+    /// Keeps the answer of a Delete that its caller did not wait for: a second one gets it. At most `MAX_UNHEARD` of them.
     pub fn keep_unheard(&self, id: &Id, deleted: Deleted) {
         let mut unheard = self.unheard.borrow_mut();
         if unheard.len() >= MAX_UNHEARD {

@@ -1,6 +1,6 @@
 //! Sees that the event loop hangs. SIGALRM interrupts whatever it hangs in; two alarms in the same turn of the loop are a hang.
 //!
-//! Costs two stores a turn, one signal in [`PERIOD`] seconds while there is work, and nothing while there is none.
+//! Costs two stores a turn, one signal in `PERIOD` seconds while there is work, and nothing while there is none.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
