@@ -12,8 +12,9 @@ gone() { ! [ -e "/proc/$1" ]; }
 C() { timeout -k1 30 ctr -a "$dir/c.sock" -n "$name" "$@"; }
 bundle() { echo "$dir/state/io.containerd.runtime.v2.task/$name/$1"; }
 init() { cat "$(bundle "$1")/init.pid"; }
-stopped() { ! C task ls | grep -qE "^$1 .*(RUNNING|CREATED)"; }
-no_task() { ! C task ls | grep -q "^$1 "; }
+# The whole list first: a grep that leaves early would end ctr by SIGPIPE, and pipefail would take that for an answer.
+stopped() { ! grep -qE "^$1 .*(RUNNING|CREATED)" <<< "$(C task ls)"; }
+no_task() { ! grep -q "^$1 " <<< "$(C task ls)"; }
 remove() {
     C task kill -s 9 "$1" >/dev/null 2>&1
     until_true stopped "$1"
