@@ -68,7 +68,8 @@ leftovers() {
 
 tidy() {
     local p
-    [ -z "$containerd" ] || kill -9 "$containerd" 2>/dev/null
+    # Chaos may have stopped it.
+    [ -z "$containerd" ] || { kill "$containerd"; kill -CONT "$containerd"; } 2>/dev/null
     for p in $events $(shims); do kill -9 "$p" 2>/dev/null; done
     for p in "/run/containerd/runc/$name"/*; do [ ! -e "$p" ] || runc --root "${p%/*}" delete --force "${p##*/}"; done
     rmdir "/run/containerd/runc/$name" 2>/dev/null
