@@ -28,7 +28,7 @@ const CONSOLE_LINGER: Duration = Duration::from_millis(500);
 const STDIN_GRACE: Duration = Duration::from_millis(200);
 /// How long Delete waits for a reader that takes nothing. containerd's client closes its fifos when Delete returns (v2.3.4
 /// `client/process.go`), so what it has not read by then is lost to it.
-const READER_PATIENCE: Duration = Duration::from_secs(5);
+const READER_PATIENCE: Duration = Duration::from_secs(1);
 /// Pause between two looks whether the reader has got all: the kernel tells nobody that a pipe has become empty.
 const READER_LOOK: Duration = Duration::from_millis(1);
 /// Pumps of one stream when its process has exited: with a budget of 1 MiB each, more than any pipe holds.
@@ -357,11 +357,13 @@ impl ProcessIo {
             let read = outputs.iter().filter(|output| output.has_reader());
             read.map(|output| output.unread_bytes()).sum::<u64>()
         };
-        let (mut left, mut patience) = (unread(), READER_PATIENCE);
-        while left > 0 && !patience.is_zero() {
+        let (mut left, mut since) = (unread(), Instant::now());
+        while left > 0 && since.elapsed() < READER_PATIENCE {
             tokio::time::sleep(READER_LOOK).await;
             let now = unread();
-            patience = if now < left { READER_PATIENCE } else { patience.saturating_sub(READER_LOOK) };
+            if now < left {
+                since = Instant::now();
+            }
             left = now;
         }
     }

@@ -19,7 +19,7 @@ use std::{
     path::PathBuf,
 };
 
-pub use socket::{Address, is_alive};
+pub use socket::{Address, SocketError, is_alive};
 
 /// Why `start` failed.
 #[derive(Debug, thiserror::Error)]

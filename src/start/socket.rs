@@ -53,7 +53,7 @@ pub enum SocketError {
 impl Address {
     /// The address of a group: sha256 of `ADDRESS/NAMESPACE/GROUP`, cleaned as Go's filepath.Join does, so that every
     /// containerd since 1.6 computes the same.
-    pub(super) fn of_group(
+    pub fn of_group(
         directory: &Path,
         containerd: &str,
         namespace: &Id,

@@ -16,6 +16,8 @@ fn pod_of(size: usize) {
         rig.run_in_group("c0", id, &["sleep", "1000"]);
     }
     let shim = rig.shim();
+    // What the check for leftovers looks for.
+    assert!(rig.sockets().contains(std::path::Path::new(rig.address("c0").trim_start_matches("unix://"))));
     let threads = read_all(format!("/proc/{shim}/status"));
     assert!(threads.contains("Threads:\t1\n"));
     let inits: Vec<u32> = ids.iter().map(|id| rig.init(id)).collect();

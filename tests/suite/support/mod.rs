@@ -42,8 +42,6 @@ pub struct Rig {
     /// Variables for containerd, and so for the shims.
     environment: Vec<(String, String)>,
     containerd: Option<Child>,
-    /// Sockets in the shared directory that were dead before we came.
-    dead_sockets: BTreeSet<PathBuf>,
 }
 
 impl Rig {
@@ -84,7 +82,6 @@ impl Rig {
             binary: binary.to_owned(),
             environment: Vec::new(),
             containerd: None,
-            dead_sockets: dead_sockets(),
         };
         rig.start_containerd();
         rig
@@ -296,8 +293,8 @@ impl Rig {
                 .filter(|line| line.contains(&*state.to_string_lossy()))
                 .map(|line| format!("mount {line}")),
         );
-        found
-            .extend(dead_sockets().difference(&self.dead_sockets).map(|s| format!("socket {}", s.display())));
+        let ours = self.sockets();
+        found.extend(dead_sockets().intersection(&ours).map(|s| format!("socket {}", s.display())));
         for directory in [
             self.dir.join("state/io.containerd.runtime.v2.task").join(&self.namespace),
             Path::new("/run/containerd/runc").join(&self.namespace),
@@ -308,6 +305,22 @@ impl Rig {
         }
         found.extend(self.cgroups().into_iter().map(|path| format!("cgroup {}", path.display())));
         found
+    }
+
+    /// Where the shims of all containers and groups listen that containerd's log tells of.
+    pub fn sockets(&self) -> BTreeSet<PathBuf> {
+        let log = self.log();
+        let quoted = |c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c));
+        let names =
+            log.split("id=").skip(1).filter_map(|rest| rest.split(quoted).next()).filter(|id| !id.is_empty());
+        let names: BTreeSet<&str> = names.collect();
+        let containerd = self.dir.join("c.sock").to_string_lossy().into_owned();
+        let namespace = cleat::id::Id::new(&self.namespace).unwrap();
+        let address = |group: &str| {
+            let address = cleat::start::Address::of_group(Path::new(SOCKETS), &containerd, &namespace, group);
+            address.unwrap().path().to_owned()
+        };
+        names.into_iter().map(address).collect()
     }
 
     /// Cgroups of our containers, in every hierarchy.
