@@ -34,7 +34,7 @@ pub(super) enum Bound {
 /// The socket could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Over [`MAX_PATH`].
+    /// Longer than a socket path may be.
     #[error("socket path {} is longer than {MAX_PATH} bytes", .0.display())]
     TooLong(PathBuf),
     /// The file system said no.
