@@ -64,13 +64,20 @@ fn scar_17_a_full_log_disk_neither_stops_the_container_nor_ends_the_log() {
     std::fs::write(logs.join("ballast"), vec![0; 900 << 10]).unwrap();
     let pid = start(&mut direct, "e");
     let root = format!("/proc/{}/root", rig.init("a"));
-    let progress = || read_all(format!("{root}/progress")).trim().parse::<u64>().unwrap_or(0);
+    // The file is empty for a moment with each line.
+    let progress = || loop {
+        if let Ok(lines) = read_all(format!("{root}/progress")).trim().parse::<u64>() {
+            return lines;
+        }
+    };
+    until("the container runs", || !read_all(format!("{root}/progress")).is_empty());
     until("the disk is full", || {
         let stat = rustix::fs::statvfs(&logs).unwrap();
         stat.f_bavail == 0
     });
     let before = progress();
     until("the container goes on", || progress() > before + 2000);
+    until("the log says so", || rig.log().contains("output is dropped until writing works"));
     assert!(alive(pid));
     std::fs::remove_file(logs.join("ballast")).unwrap();
     let size = std::fs::metadata(&log).unwrap().len();
@@ -78,7 +85,6 @@ fn scar_17_a_full_log_disk_neither_stops_the_container_nor_ends_the_log() {
     std::fs::write(format!("{root}/stop"), "").unwrap();
     assert_eq!(wait(&mut direct, "e"), 0);
     delete(&mut direct, "e");
-    assert!(rig.log().contains("output is dropped until writing works"));
     assert!(Command::new("umount").arg(&logs).status().unwrap().success());
     rig.remove("a");
 }
