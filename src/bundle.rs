@@ -79,6 +79,11 @@ impl Bundle {
         &self.0
     }
 
+    /// Whether somebody has removed it.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.0.try_exists(), Ok(false))
+    }
+
     /// A file or directory of the bundle.
     pub fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)

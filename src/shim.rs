@@ -22,6 +22,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
     os::unix::fs::DirBuilderExt,
+    path::PathBuf,
     rc::Rc,
     time::Duration,
 };
@@ -113,6 +114,9 @@ pub enum ShimError {
     /// No figures; containerd's sentence.
     #[error("cgroup does not exist")]
     NoCgroup,
+    /// containerd has taken the bundle away.
+    #[error("bundle {0} was removed while the container was being created")]
+    GivenUp(PathBuf),
     /// Nobody waits any more.
     #[error("the caller has gone")]
     Abandoned,
@@ -192,6 +196,8 @@ pub struct Shim {
     unheard: RefCell<BTreeMap<Id, Deleted>>,
     ring: RefCell<Ring>,
     shutdown_asked: Cell<bool>,
+    /// A Shutdown came although there were containers, and nobody has looked since whether they are given up.
+    shutdown_refused: Cell<bool>,
     ended: Cell<bool>,
     changed: Notify,
 }
@@ -209,6 +215,7 @@ impl Shim {
             unheard: RefCell::default(),
             ring: RefCell::default(),
             shutdown_asked: Cell::new(false),
+            shutdown_refused: Cell::new(false),
             ended: Cell::new(false),
             changed: Notify::new(),
         })
@@ -320,6 +327,10 @@ impl Shim {
         pid_namespace: PidNamespace,
     ) -> Result<u32, ShimError> {
         let Create { id, bundle, options, stdio, rootfs } = request;
+        // A containerd that was started again during a create finds no task yet, and clears up.
+        if bundle.is_gone() {
+            return Err(ShimError::GivenUp(bundle.path().to_owned()));
+        }
         if let Some(console) = console {
             io.attach_console(console.receive()?)?;
         }
@@ -993,6 +1004,8 @@ impl Shim {
         self.shutdown_asked.set(true);
         if self.slots.borrow().is_empty() {
             self.ended.set(true);
+        } else {
+            self.shutdown_refused.set(true);
         }
         self.changed.notify_waiters();
     }
@@ -1017,16 +1030,36 @@ impl Shim {
         }
     }
 
-    /// Resolves when there is no container.
-    pub async fn until_empty(&self) {
+    /// Resolves when there is no container, or when those that are there may be given up: after a Shutdown.
+    pub async fn until_doubtful(&self) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if self.is_empty() {
+            if self.is_empty() || self.shutdown_refused.take() {
                 return;
             }
             changed.await;
+        }
+    }
+
+    /// Deletes containers that do not run and whose bundle containerd has removed: it was killed during their Create, found no task when it
+    /// was started again, and cleared up as the runtime finished its work. Nobody will ever send their Delete.
+    pub async fn delete_given_up(self: &Rc<Self>) {
+        let given_up = |slot: &Slot| match slot {
+            Slot::There(owned) => {
+                matches!(owned.state.status, Status::Created | Status::Stopped)
+                    && Bundle::new(&owned.state.bundle).is_gone()
+            }
+            Slot::Creating => false,
+        };
+        let ids: Vec<Id> =
+            self.slots.borrow().iter().filter(|(_, slot)| given_up(slot)).map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            log::warn!("its bundle was removed: the container is deleted container={id}");
+            if let Err(e) = self.delete(&id).await {
+                log::warn!("delete a container without bundle container={id}: {}", chain(&e));
+            }
         }
     }
 

@@ -59,11 +59,14 @@ impl Runtime {
 
     fn command_logging_to(&self, log: &Path) -> Command {
         let mut command = Command::new(&self.binary);
+        let has_bundle = self.bundle.is_dir();
+        // A runtime that cannot open its log does nothing; without a bundle its stderr speaks.
+        let log = if has_bundle { log } else { Path::new("/dev/null") };
         command.arg("--root").arg(&self.root).arg("--log").arg(log).args(["--log-format", "json"]);
         if self.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
-        if self.bundle.is_dir() {
+        if has_bundle {
             command.current_dir(&self.bundle);
         }
         // Readiness of containerd's own unit is none of the runtime's business (go-runc does the same).

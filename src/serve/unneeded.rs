@@ -6,7 +6,7 @@
 //! no task (seen with 1.6). The first container of a pod outlives the others, so an empty shim is not about to get another.
 
 use crate::{rpc::Load, shim::Shim};
-use std::{path::Path, time::Duration};
+use std::{path::Path, rc::Rc, time::Duration};
 
 /// How long nobody must have needed us.
 const GRACE: Duration = Duration::from_secs(60);
@@ -17,8 +17,9 @@ const LOOKS: u32 = 4;
 /// How many times as long a shim without a container is kept for a client that is connected.
 const WITH_CLIENT: u32 = 10;
 
-/// Resolves when nobody needs the shim. Sleeps without a timer while there is a container.
-pub(super) async fn wait(shim: &Shim, load: &Load) {
+/// Resolves when nobody needs the shim. Sleeps without a timer while there is a container, but for one look after each Shutdown
+/// that came too early, whether the containers are given up.
+pub(super) async fn wait(shim: &Rc<Shim>, load: &Load) {
     let grace = match std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok()) {
         Some(0) => return std::future::pending().await,
         Some(seconds) => Duration::from_secs(seconds),
@@ -26,8 +27,9 @@ pub(super) async fn wait(shim: &Shim, load: &Load) {
     };
     let (mut empty, mut unneeded) = (0, 0);
     while unneeded < LOOKS && empty < LOOKS * WITH_CLIENT {
-        shim.until_empty().await;
+        shim.until_doubtful().await;
         tokio::time::sleep(grace / LOOKS).await;
+        shim.delete_given_up().await;
         empty = if shim.is_empty() { empty + 1 } else { 0 };
         unneeded = if empty > 0 && !is_expected(load) { unneeded + 1 } else { 0 };
     }

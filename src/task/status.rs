@@ -14,6 +14,7 @@ impl From<ShimError> for Status {
             | ShimError::Finished
             | ShimError::NoSuchContainer
             | ShimError::NoCgroup
+            | ShimError::GivenUp(_)
             | ShimError::Refused(Refusal::NoExec(_) | Refusal::DeleteLive("deleted")) => Code::NotFound,
             ShimError::Exists(_) | ShimError::Refused(Refusal::ExecExists(_)) => Code::AlreadyExists,
             ShimError::TooMany(..) => Code::ResourceExhausted,

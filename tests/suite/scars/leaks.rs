@@ -46,7 +46,46 @@ fn scar_11_churn_with_containerd_killed_in_the_middle_leaves_nothing() {
     for number in 0..16 {
         let _ = rig.try_ctr(["task", "rm", "-f", &format!("a2-{number}")]);
         let _ = rig.try_ctr(["container", "rm", &format!("a2-{number}")]);
+        // containerd hides a bundle before it removes it, and does not look for hidden ones when it is started again.
+        let _ = std::fs::remove_dir_all(rig.bundle(&format!(".a2-{number}")));
     }
+}
+
+// Found by the test above. Defence: `Bundle::is_gone` in `Shim::adopt`; `Shim::delete_given_up`.
+#[test]
+fn scar_11_a_container_whose_bundle_containerd_has_removed_does_not_keep_the_shim() {
+    let mut rig = Rig::new();
+    rig.set_variable("CLEAT_UNNEEDED_SECONDS", "1");
+    rig.end_containerd(libc::SIGTERM);
+    rig.start_containerd();
+    rig.run_in_group("a", "a", &["sleep", "1000"]);
+    // What containerd does when it is started again during a Create: it finds no task and clears up.
+    let take = |id: &str| {
+        let bundle = rig.bundle(id).display().to_string();
+        format!("umount -l {bundle}/rootfs; mv {bundle} {bundle}.gone; rm -r {bundle}.gone")
+    };
+    let flags =
+        rig.runtime_script(&format!("case \"$*\" in *' create '*) runc \"$@\"; {}; exit;; esac", take("b")));
+    let flags = flags.each_ref().map(String::as_str);
+    let group = format!("{GROUP}=a");
+    let run =
+        [&["run", "-d", "--null-io", "--annotation", &group], &flags[..], &[IMAGE, "b", "sleep", "1000"]];
+    let output = rig.try_ctr(run.concat());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("was removed while the container was being created"), "{text}");
+    rig.ctr(["container", "rm", "b"]);
+
+    rig.run_in_group("a", "c", &["true"]);
+    let mut direct = rig.direct("a");
+    direct.call::<api::WaitResponse>("Wait", &super::process("c", "")).unwrap();
+    assert!(Command::new("sh").args(["-c", &take("c")]).status().unwrap().success());
+    let shutdown = api::ShutdownRequest { id: "c".into(), ..api::ShutdownRequest::default() };
+    direct.call::<Empty>("Shutdown", &shutdown).unwrap();
+    until("the container is deleted", || direct.state("c", "").is_err());
+    direct.state("a", "").unwrap();
+    let _ = rig.try_ctr(["task", "rm", "c"]);
+    rig.ctr(["container", "rm", "c"]);
+    rig.remove("a");
 }
 
 // containerd #13561, ttrpc #241, #9217. Defence: calls leave their lists when answered; `serve/idle.rs` gives memory back.
