@@ -196,8 +196,8 @@ pub struct Shim {
     unheard: RefCell<BTreeMap<Id, Deleted>>,
     ring: RefCell<Ring>,
     shutdown_asked: Cell<bool>,
-    /// A Shutdown came although there were containers, and nobody has looked since whether they are given up.
-    shutdown_refused: Cell<bool>,
+    /// A Shutdown came although there were containers, or a Create's caller has gone, and nobody has looked since whether they are given up.
+    doubtful: Cell<bool>,
     ended: Cell<bool>,
     changed: Notify,
 }
@@ -215,7 +215,7 @@ impl Shim {
             unheard: RefCell::default(),
             ring: RefCell::default(),
             shutdown_asked: Cell::new(false),
-            shutdown_refused: Cell::new(false),
+            doubtful: Cell::new(false),
             ended: Cell::new(false),
             changed: Notify::new(),
         })
@@ -1005,7 +1005,7 @@ impl Shim {
         if self.slots.borrow().is_empty() {
             self.ended.set(true);
         } else {
-            self.shutdown_refused.set(true);
+            self.doubtful.set(true);
         }
         self.changed.notify_waiters();
     }
@@ -1030,13 +1030,19 @@ impl Shim {
         }
     }
 
-    /// Resolves when there is no container, or when those that are there may be given up: after a Shutdown.
+    /// Nobody heard that a container was created: it may be given up.
+    pub fn doubt(&self) {
+        self.doubtful.set(true);
+        self.changed.notify_waiters();
+    }
+
+    /// Resolves when there is no container, or when those that are there may be given up.
     pub async fn until_doubtful(&self) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if self.is_empty() || self.shutdown_refused.take() {
+            if self.is_empty() || self.doubtful.take() {
                 return;
             }
             changed.await;

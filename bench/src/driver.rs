@@ -165,10 +165,8 @@ impl Driver {
         }
         let config = spec(&self.namespace, id, group, arguments).to_string();
         tokio::fs::write(bundle.join("config.json"), config).await.map_err(fail("write config.json"))?;
-        let mode = rustix::fs::Mode::from_raw_mode(0o600);
-        rustix::fs::mknodat(rustix::fs::CWD, bundle.join("log"), rustix::fs::FileType::Fifo, mode, 0)
-            .map_err(|e| DriverError(format!("make the log fifo: {e}")))?;
-        let log = pipe::OpenOptions::new().read_write(true).open_receiver(bundle.join("log"));
+        let log = self.fifo(&bundle, "log")?;
+        let log = pipe::OpenOptions::new().read_write(true).open_receiver(log);
         let mut log = log.map_err(fail("open the log fifo"))?;
         let bytes = Rc::clone(&self.log_bytes);
         let reader = tokio::task::spawn_local(async move {
@@ -236,6 +234,25 @@ impl Driver {
             }],
             ..api::CreateTaskRequest::default()
         }
+    }
+
+    /// Makes a fifo in a bundle.
+    pub fn fifo(&self, bundle: &Path, name: &str) -> Result<PathBuf> {
+        let path = bundle.join(name);
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0)
+            .map_err(|e| DriverError(format!("make the fifo {name}: {e}")))?;
+        Ok(path)
+    }
+
+    /// Gives the container of a bundle a console: config.json must say the same as the request.
+    pub fn with_terminal(&self, bundle: &Path) -> Result<()> {
+        let path = bundle.join("config.json");
+        let failed = |e: &dyn std::fmt::Display| DriverError(format!("config.json: {e}"));
+        let text = std::fs::read_to_string(&path).map_err(|e| failed(&e))?;
+        let mut config: serde_json::Value = serde_json::from_str(&text).map_err(|e| failed(&e))?;
+        config["process"]["terminal"] = true.into();
+        std::fs::write(&path, config.to_string()).map_err(|e| failed(&e))
     }
 
     /// Runs the `delete` action and removes the bundle.

@@ -35,3 +35,20 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     let ticks = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
     (ticks(11) + ticks(12)) / 100.0
 }
+
+/// CPU seconds of all threads, to the nanosecond (schedstat), and their context switches.
+pub fn work(pid: u32) -> (f64, u64) {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let (mut seconds, mut switches) = (0.0, 0);
+    for task in tasks {
+        let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let nanoseconds = read("schedstat").split(' ').next().and_then(|n| n.parse::<f64>().ok());
+        seconds += nanoseconds.unwrap_or(0.0) / 1e9;
+        switches += read("status")
+            .lines()
+            .filter(|line| line.contains("ctxt_switches"))
+            .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+            .sum::<u64>();
+    }
+    (seconds, switches)
+}

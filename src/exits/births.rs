@@ -1,6 +1,7 @@
 //! Runtime calls in flight that may leave a process behind.
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
+use tokio::sync::Notify;
 
 /// The births that are going on.
 #[derive(Default)]
@@ -8,6 +9,8 @@ pub(super) struct Births {
     /// When each began: time since boot. A handful at most, so a list.
     begun: RefCell<Vec<(u64, Duration)>>,
     next: std::cell::Cell<u64>,
+    /// One of them is over: zombies that waited for it may be reaped now.
+    ended: Notify,
 }
 
 impl Births {
@@ -21,6 +24,11 @@ impl Births {
     /// When the oldest began; `None` if nothing is being born.
     pub(super) fn oldest(&self) -> Option<Duration> {
         self.begun.borrow().iter().map(|(_, at)| *at).min()
+    }
+
+    /// Resolves when one is over.
+    pub(super) async fn ended(&self) {
+        self.ended.notified().await;
     }
 
     pub(super) fn count(&self) -> usize {
@@ -45,6 +53,7 @@ impl BirthGuard {
 impl Drop for BirthGuard {
     fn drop(&mut self) {
         self.births.begun.borrow_mut().retain(|(number, _)| *number != self.number);
+        self.births.ended.notify_one();
     }
 }
 

@@ -46,7 +46,7 @@ enum Owner {
 }
 
 struct Watched {
-    /// `None` on kernels without pidfds: then the pid must do, which is safe as long as it is unreaped.
+    /// `None` on kernels without pidfds, or without a free descriptor: then the pid must do, which is safe as long as it is unreaped.
     pidfd: Option<OwnedFd>,
     owner: Owner,
 }
@@ -68,7 +68,12 @@ impl Reaper {
 
     /// Watches a container's process. It may be dead already; it must not have been reaped.
     pub fn watch_process(&self, pid: u32, key: ProcessKey) -> io::Result<()> {
-        let pidfd = process::pidfd(pid)?;
+        let pidfd = match process::pidfd(pid) {
+            Ok(pidfd) => pidfd,
+            // No descriptor to be had: then the pid must do.
+            Err(_) if process::is_child(pid) => None,
+            Err(e) => return Err(e),
+        };
         self.watched.borrow_mut().insert(pid, Watched { pidfd, owner: Owner::Process(key) });
         // Its SIGCHLD may have come before.
         self.again.notify_one();
@@ -142,7 +147,10 @@ impl Reaper {
 
     /// Resolves when [`Reaper::reap`] should be called though no SIGCHLD may come.
     pub async fn wants_reaping(&self) {
-        self.again.notified().await;
+        tokio::select! {
+            () = self.again.notified() => {}
+            () = self.births.ended() => {}
+        }
     }
 
     /// Reaps what has ended. Answers those who wait for children of ours; returns the exits of containers' processes.

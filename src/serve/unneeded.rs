@@ -18,7 +18,7 @@ const LOOKS: u32 = 4;
 const WITH_CLIENT: u32 = 10;
 
 /// Resolves when nobody needs the shim. Sleeps without a timer while there is a container, but for one look after each Shutdown
-/// that came too early, whether the containers are given up.
+/// that came too early, and after a Create whose caller had gone, whether the containers are given up.
 pub(super) async fn wait(shim: &Rc<Shim>, load: &Load) {
     let grace = match std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok()) {
         Some(0) => return std::future::pending().await,

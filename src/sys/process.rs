@@ -63,6 +63,12 @@ pub fn reap_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     }
 }
 
+/// Whether it is a child of ours, living or not reaped.
+pub fn is_child(pid: u32) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    checked(pid).is_ok_and(|pid| rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).is_ok())
+}
+
 /// Reaps one child by number if it has ended.
 pub fn reap_pid(pid: u32) -> io::Result<Option<ExitStatus>> {
     match rustix::process::waitpid(Some(checked(pid)?), WaitOptions::NOHANG) {

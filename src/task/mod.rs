@@ -35,6 +35,9 @@ impl TaskService {
                 let create = request::create(decode(payload)?)?;
                 // The largest future by far lives on the heap only while it runs.
                 let pid = Box::pin(shim.create(create)).await?;
+                if call.abandoned.is_set() {
+                    shim.doubt();
+                }
                 encode(&api::PidResponse { pid })
             }
             "Start" => {
