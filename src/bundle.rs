@@ -44,6 +44,14 @@ pub struct Annotations {
 struct LinuxSpec {
     #[serde(default)]
     linux: Option<Linux>,
+    #[serde(default)]
+    annotations: Option<OwnAnnotations>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct OwnAnnotations {
+    #[serde(default, rename = "io.containerd.cleat.spool")]
+    spool: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -57,6 +65,15 @@ struct Namespace {
     r#type: String,
     #[serde(default)]
     path: String,
+}
+
+/// What Create wants to know of config.json.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// It asks for a pid namespace of the container's own: one without a path.
+    pub has_private_pid_namespace: bool,
+    /// Its annotation `io.containerd.cleat.spool`.
+    pub spool: Option<String>,
 }
 
 /// How an init ended, written down for a later `delete` (see [`Bundle::write_exit`]).
@@ -105,11 +122,12 @@ impl Bundle {
         Ok(spec.annotations)
     }
 
-    /// Whether config.json asks for a pid namespace of the container's own: one without a path.
-    pub fn has_private_pid_namespace(&self) -> Result<bool, BundleError> {
+    /// What Create wants to know of config.json.
+    pub fn traits(&self) -> Result<Traits, BundleError> {
         let spec: LinuxSpec = self.config()?;
         let namespaces = spec.linux.unwrap_or_default().namespaces;
-        Ok(namespaces.iter().any(|n| n.r#type == "pid" && n.path.is_empty()))
+        let has_private_pid_namespace = namespaces.iter().any(|n| n.r#type == "pid" && n.path.is_empty());
+        Ok(Traits { has_private_pid_namespace, spool: spec.annotations.unwrap_or_default().spool })
     }
 
     fn config<T: serde::de::DeserializeOwned>(&self) -> Result<T, BundleError> {
@@ -259,7 +277,7 @@ mod tests {
             (r#"{"ociVersion":"1.0.2"}"#, false),
         ];
         for (config, expected) in cases {
-            assert_eq!(bundle(config).1.has_private_pid_namespace().unwrap(), expected, "{config}");
+            assert_eq!(bundle(config).1.traits().unwrap().has_private_pid_namespace, expected, "{config}");
         }
     }
 

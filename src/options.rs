@@ -115,6 +115,7 @@ fn from_table(table: &toml::Table) -> Result<Options, BadOptions> {
             "criuworkpath" => options.criu_work_path = text()?,
             "taskapiaddress" => options.task_api_address = text()?,
             "taskapiversion" => options.task_api_version = number()?,
+            "spool" => options.spool = text()?,
             _ => {}
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     events::{EventQueue, Topic},
     exits::{Exited, ProcessKey, Reaper},
     id::Id,
-    io::{ConsoleSocket, Plan, ProcessIo, StdioError},
+    io::{BadPolicy, ConsoleSocket, Plan, ProcessIo, SpoolPolicy, StdioError},
     mount,
     protocol::{Mount, Timestamp, events, options::Options},
     rpc::Abandoned,
@@ -91,6 +91,9 @@ pub enum ShimError {
     /// The channels.
     #[error("process I/O")]
     Stdio(#[from] StdioError),
+    /// The spool's size.
+    #[error(transparent)]
+    Spool(#[from] BadPolicy),
     /// The bundle.
     #[error(transparent)]
     Bundle(#[from] BundleError),
@@ -227,13 +230,17 @@ impl Shim {
     /// everything is undone.
     pub async fn create(self: &Rc<Self>, request: Create) -> Result<u32, ShimError> {
         let reservation = self.reserve(&request.id)?;
-        let private = match request.bundle.has_private_pid_namespace() {
-            Ok(true) => PidNamespace::Private,
-            Ok(false) => PidNamespace::Shared,
-            Err(e) => return Err(e.into()),
+        let traits = request.bundle.traits()?;
+        let private =
+            if traits.has_private_pid_namespace { PidNamespace::Private } else { PidNamespace::Shared };
+        let spool = match (traits.spool, request.options.spool.as_str()) {
+            (Some(text), _) => text.parse()?,
+            (None, "") => SpoolPolicy::default(),
+            (None, text) => text.parse()?,
         };
+        let plan = Plan::new(&request.stdio, self.namespace.as_str(), request.id.as_str(), spool)?;
         request.bundle.write_options(&request.options)?;
-        let io = ProcessIo::new(Plan::new(&request.stdio, self.namespace.as_str(), request.id.as_str())?);
+        let io = ProcessIo::new(plan);
         self.mount_rootfs(&request).await?;
         match self.create_process(&request, &io, private).await {
             Ok(pid) => {
@@ -462,7 +469,8 @@ impl Shim {
 
     /// Adds an exec; nothing runs yet. `spec` is the process spec, JSON, as the runtime is to read it.
     pub fn exec(self: &Rc<Self>, id: &Id, exec: Id, stdio: Stdio, spec: Vec<u8>) -> Result<(), ShimError> {
-        let plan = Plan::new(&stdio, self.namespace.as_str(), exec.as_str())?;
+        let spool = self.with(id, |owned| owned.io.spool())?;
+        let plan = Plan::new(&stdio, self.namespace.as_str(), exec.as_str(), spool)?;
         self.with(id, |owned| {
             if owned.state.execs.len() >= MAX_EXECS {
                 return Err(ShimError::TooMany(MAX_EXECS, "execs in the container"));

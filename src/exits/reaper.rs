@@ -14,11 +14,14 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     rc::Rc,
+    time::Duration,
 };
 use tokio::sync::{Notify, oneshot};
 
 /// Children reaped in one go before the loop gets its turn.
 const BATCH: usize = 512;
+/// How long we rely on SIGCHLD while an end is expected: a runtime call goes on, a signal was sent, a reaping failed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A container's process: its init, or an exec.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +60,8 @@ pub struct Reaper {
     watched: RefCell<HashMap<u32, Watched>>,
     births: Rc<Births>,
     again: Notify,
+    /// An end is expected, or was not reaped for an error: we look again though nobody may tell us.
+    look_later: std::cell::Cell<bool>,
     orphans: std::cell::Cell<u64>,
 }
 
@@ -115,6 +120,8 @@ impl Reaper {
             Some(pidfd) => process::signal_pidfd(pidfd.as_fd(), signal),
             None => process::signal_child(pid, signal),
         };
+        self.look_later.set(true);
+        self.again.notify_one();
         result.map_err(|e| if e.raw_os_error() == Some(libc::ESRCH) { gone() } else { e })
     }
 
@@ -147,9 +154,13 @@ impl Reaper {
 
     /// Resolves when [`Reaper::reap`] should be called though no SIGCHLD may come.
     pub async fn wants_reaping(&self) {
+        let watched = self.watched.borrow();
+        let expects = self.look_later.take() || watched.values().any(|w| matches!(w.owner, Owner::Child(_)));
+        drop(watched);
         tokio::select! {
             () = self.again.notified() => {}
             () = self.births.ended() => {}
+            () = tokio::time::sleep(LOOK), if expects => {}
         }
     }
 
@@ -176,7 +187,10 @@ impl Reaper {
                     None => self.orphans.set(self.orphans.get() + 1),
                 },
                 Ok(None) => return,
-                Err(e) => return log::error!("reap: {e}"),
+                Err(e) => {
+                    self.look_later.set(true);
+                    return log::error!("reap: {e}");
+                }
             }
         }
         self.again.notify_one();
@@ -195,6 +209,7 @@ impl Reaper {
                     Ok(status) => Some((*pid, status?)),
                     Err(e) => {
                         log::error!("reap pid={pid}: {e}");
+                        self.look_later.set(true);
                         None
                     }
                 }
@@ -209,7 +224,7 @@ impl Reaper {
 
     /// A zombie that was there before the oldest birth began is nobody's child of that birth. Under steady churn there is
     /// always a birth going on, and orphans must not pile up behind it.
-    fn reap_old_orphans(&self, oldest_birth: std::time::Duration) {
+    fn reap_old_orphans(&self, oldest_birth: Duration) {
         let limit = in_ticks(oldest_birth);
         for pid in children().into_iter().take(BATCH) {
             if self.watched.borrow().contains_key(&pid) {
@@ -261,7 +276,7 @@ fn children() -> Vec<u32> {
 }
 
 /// Time since boot in clock ticks, the unit of start times in /proc.
-fn in_ticks(since_boot: std::time::Duration) -> u64 {
+fn in_ticks(since_boot: Duration) -> u64 {
     let ticks = u128::from(process::clock_ticks());
     u64::try_from(since_boot.as_nanos() * ticks / 1_000_000_000).unwrap_or(0)
 }

@@ -1,20 +1,23 @@
-//! The copy engine: one source, one sink, and at most one buffer of what the sink would not take.
+//! The copy engine: one source, one sink, and what the sink has not taken yet.
 //!
-//! All copies share one scratch buffer, since only one moves bytes at a time. What a full sink leaves over is kept by its copy,
-//! at most [`SCRATCH`] bytes; nothing more is read until it is gone, so a reader that is away makes the container wait and
-//! loses nothing.
+//! Little is read and written, so that small writes merge in the sink; much is spliced from pipe to pipe and never touched. All copies share
+//! one scratch buffer, since only one moves bytes at a time. A sink that is full stops the reading, so the container waits and nothing is lost;
+//! if it stays full for [`PATIENCE`], the source goes into the [`Spool`] as far as that reaches, and the container does not wait.
 
+use super::spool::{Policy, Spool};
 use crate::sys;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{FileType, Mode, OFlags},
     io::Errno,
+    pipe::{SpliceFlags, fcntl_setpipe_size, splice},
 };
 use std::{
     cell::{Cell, OnceCell, RefCell},
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::PathBuf,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -25,8 +28,19 @@ use tokio::{
 const SCRATCH: usize = 64 << 10;
 /// Bytes moved before the loop gets its turn.
 const BUDGET: usize = 1 << 20;
+/// A read of this many bytes is the beginning of a flood: it is spliced from then on. Below it a splice costs more than it saves, and would
+/// fill the slots of the sink with crumbs.
+const FLOOD: usize = 16 << 10;
+/// What the pipe and the fifo of a flood are made to hold, if the kernel agrees. Pages count for the user's pipe-user-pages-soft (pipe(7)),
+/// so only floods get them, and at most [`MAX_WIDE`] copies of a shim.
+const WIDE: usize = 256 << 10;
+const MAX_WIDE: usize = 32;
+/// How long a sink may be full before the source is spooled. Less than what a writer in the container should wait.
+const PATIENCE: Duration = Duration::from_millis(20);
 /// Pause when a source says that it is ready and has nothing, over and over (a fifo between two writers).
 const SPURIOUS_PAUSE: Duration = Duration::from_millis(10);
+/// How often a log file is looked for under its name, to notice that it was rotated.
+const ROTATION_LOOK: Duration = Duration::from_millis(100);
 
 /// Longest pause between two looks whether what an ended process has written was read. Pauses grow with the time that has passed, so the
 /// reader sees the end a third later than it might, and a reader that never comes costs nothing.
@@ -34,6 +48,7 @@ const LONGEST_LOOK: Duration = Duration::from_secs(5);
 
 thread_local! {
     static SCRATCH_BUFFER: RefCell<Option<Box<[u8]>>> = const { RefCell::new(None) };
+    static WIDENED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Gives the scratch buffer back; the next copy makes a new one.
@@ -41,16 +56,27 @@ pub fn release_scratch() {
     SCRATCH_BUFFER.with(|buffer| buffer.borrow_mut().take());
 }
 
+fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    let kept = SCRATCH_BUFFER.with(|buffer| buffer.borrow_mut().take());
+    let mut buffer = kept.unwrap_or_else(|| vec![0; SCRATCH].into_boxed_slice());
+    let result = work(&mut buffer);
+    SCRATCH_BUFFER.with(|kept| kept.borrow_mut().replace(buffer));
+    result
+}
+
 /// Where a [`Copy::pump`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// Nothing left to read for now.
+    /// Nothing left to read for now, and nothing kept.
     SourceEmpty,
-    /// The sink takes no more for now.
-    SinkFull,
+    /// The sink takes no more for now. What the source had may have gone into the spool.
+    SinkFull {
+        /// The source has no more for now either.
+        source_empty: bool,
+    },
     /// There is more, but others want their turn.
     Busy,
-    /// The source has ended, or the sink is broken.
+    /// The source has ended and all is written, or the sink is broken.
     Ended,
 }
 
@@ -63,12 +89,33 @@ pub(super) enum OnWriteError {
     Drop,
 }
 
+/// Where bytes go.
+pub(super) enum Sink {
+    /// A fifo, a pipe or a console, non-blocking; or a file that stays.
+    Stream(Rc<OwnedFd>),
+    /// A file that is opened again when its name leads elsewhere (log rotation).
+    File {
+        /// Opened for appending.
+        fd: OwnedFd,
+        /// Its name.
+        path: PathBuf,
+    },
+}
+
 /// A copy in progress.
 pub(super) struct Copy {
     name: &'static str,
     source: RefCell<Option<Rc<AsyncFd<Rc<OwnedFd>>>>>,
-    sink: RefCell<Option<Rc<Sink>>>,
-    left_over: RefCell<Vec<u8>>,
+    sink: RefCell<Option<Rc<Outlet>>>,
+    policy: Policy,
+    spool: RefCell<Spool>,
+    /// The sink has been full for so long that the source is spooled.
+    spooling: Cell<bool>,
+    /// Bytes come in such masses that they are spliced.
+    flood: Cell<bool>,
+    /// Both ends are pipes.
+    can_splice: Cell<bool>,
+    wide: Cell<bool>,
     /// A fifo whose content nobody has read yet.
     unread: RefCell<Option<Rc<OwnedFd>>>,
     /// The source was let go, or both sides were closed.
@@ -78,10 +125,14 @@ pub(super) struct Copy {
     short_read_is_all: bool,
     copied: Cell<u64>,
     dropped: Cell<u64>,
+    dropping: Cell<bool>,
 }
 
-struct Sink {
-    fd: Rc<OwnedFd>,
+/// An open sink.
+struct Outlet {
+    fd: RefCell<Rc<OwnedFd>>,
+    /// The file's name, and when it was last looked for.
+    path: Option<(PathBuf, Cell<Instant>)>,
     /// Made when the sink is full for the first time: most never are.
     registered: OnceCell<AsyncFd<Rc<OwnedFd>>>,
 }
@@ -91,22 +142,32 @@ impl Copy {
     pub(super) fn new(
         name: &'static str,
         source: Rc<OwnedFd>,
-        sink: Rc<OwnedFd>,
+        sink: Sink,
         on_write_error: OnWriteError,
+        policy: Policy,
     ) -> std::io::Result<Rc<Self>> {
+        let outlet = Outlet::new(sink);
+        // Without a look at the source: splice itself says whether it is a pipe.
+        let can_splice = outlet.path.is_none() && is_fifo(&outlet.fd.borrow());
         let short_read_is_all = !rustix::termios::isatty(&*source);
         let source = sys::fd::watch(source, Interest::READABLE)?;
         Ok(Rc::new(Self {
             name,
             source: RefCell::new(Some(Rc::new(source))),
-            sink: RefCell::new(Some(Rc::new(Sink { fd: sink, registered: OnceCell::new() }))),
-            left_over: RefCell::default(),
+            sink: RefCell::new(Some(Rc::new(outlet))),
+            policy,
+            spool: RefCell::default(),
+            spooling: Cell::new(false),
+            flood: Cell::new(false),
+            can_splice: Cell::new(can_splice && short_read_is_all),
+            wide: Cell::new(false),
             unread: RefCell::default(),
             let_go: Notify::new(),
             on_write_error,
             short_read_is_all,
             copied: Cell::new(0),
             dropped: Cell::new(0),
+            dropping: Cell::new(false),
         }))
     }
 
@@ -123,7 +184,7 @@ impl Copy {
                     ready = source.readable() => {
                         let Ok(mut ready) = ready else { break };
                         let progress = self.pump();
-                        if progress == Progress::SourceEmpty {
+                        if matches!(progress, Progress::SourceEmpty | Progress::SinkFull { source_empty: true }) {
                             ready.clear_ready();
                         }
                         progress
@@ -131,14 +192,34 @@ impl Copy {
                     () = self.let_go.notified() => Progress::Busy,
                 },
                 (Progress::SourceEmpty, None) => self.pump(),
-                (Progress::SinkFull, _) => {
+                (Progress::SinkFull { source_empty }, source) => {
                     let Some(writable) = sink.registered() else { break };
-                    let Ok(mut ready) = writable.writable().await else { break };
-                    let progress = self.pump();
-                    if progress == Progress::SinkFull {
-                        ready.clear_ready();
+                    let has_room = self.spool.borrow().room(self.policy) > 0;
+                    let awaited = source.filter(|_| self.spooling.get() && has_room && source_empty);
+                    let may_spool = !self.spooling.get() && self.policy.bound > 0;
+                    tokio::select! {
+                        ready = writable.writable() => {
+                            let Ok(mut ready) = ready else { break };
+                            let progress = self.pump();
+                            if matches!(progress, Progress::SinkFull { .. }) {
+                                ready.clear_ready();
+                            }
+                            progress
+                        }
+                        Some(ready) = async { Some(awaited.as_ref()?.readable().await) } => {
+                            let Ok(mut ready) = ready else { break };
+                            let progress = self.pump();
+                            if matches!(progress, Progress::SourceEmpty | Progress::SinkFull { source_empty: true }) {
+                                ready.clear_ready();
+                            }
+                            progress
+                        }
+                        () = tokio::time::sleep(PATIENCE), if may_spool => {
+                            self.spooling.set(true);
+                            self.pump()
+                        }
+                        () = self.let_go.notified() => Progress::Busy,
                     }
-                    progress
                 }
                 (Progress::Busy, _) => {
                     tokio::task::yield_now().await;
@@ -146,7 +227,7 @@ impl Copy {
                 }
                 (Progress::Ended, _) => break,
             };
-            spurious = if self.copied.get() == before { spurious + 1 } else { 0 };
+            spurious = if self.copied.get() == before && !self.spooling.get() { spurious + 1 } else { 0 };
             if spurious > 8 {
                 tokio::time::sleep(SPURIOUS_PAUSE).await;
             }
@@ -159,12 +240,12 @@ impl Copy {
     pub(super) fn finish(&self) {
         let Some(sink) = self.sink.borrow_mut().take() else { return };
         self.close();
-        if self.on_write_error == OnWriteError::Drop && bytes_held(&sink.fd) > 0 {
+        let fd = Rc::clone(&sink.fd.borrow());
+        if self.on_write_error == OnWriteError::Drop && bytes_held(&fd) > 0 {
             // For writing only: what is in the fifo stays, and its readers can be told from ourselves.
-            let path = format!("/proc/self/fd/{}", sink.fd.as_raw_fd());
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
             let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let kept =
-                rustix::fs::open(path, flags, Mode::empty()).map_or_else(|_| Rc::clone(&sink.fd), Rc::new);
+            let kept = rustix::fs::open(path, flags, Mode::empty()).map_or(fd, Rc::new);
             self.unread.replace(Some(kept));
         }
     }
@@ -199,52 +280,130 @@ impl Copy {
     pub(super) fn pump(&self) -> Progress {
         let Some(sink) = self.sink.borrow().clone() else { return Progress::Ended };
         let source = self.source.borrow().clone();
-        let mut buffer = SCRATCH_BUFFER
-            .with(|buffer| buffer.borrow_mut().take())
-            .unwrap_or_else(|| vec![0; SCRATCH].into_boxed_slice());
-        let progress =
-            self.move_bytes(source.as_deref().map(|source| &**source.get_ref()), &sink.fd, &mut buffer);
-        SCRATCH_BUFFER.with(|kept| kept.borrow_mut().replace(buffer));
-        progress
+        with_scratch(|scratch| {
+            self.move_bytes(source.as_deref().map(|source| &**source.get_ref()), &sink, scratch)
+        })
     }
 
-    fn move_bytes(&self, source: Option<&OwnedFd>, sink: &OwnedFd, buffer: &mut [u8]) -> Progress {
-        let mut left_over = std::mem::take(&mut *self.left_over.borrow_mut());
-        if !left_over.is_empty() {
-            let Some(written) = self.write(sink, &left_over) else { return Progress::Ended };
-            left_over.drain(..written);
-            if !left_over.is_empty() {
-                self.left_over.replace(left_over);
-                return Progress::SinkFull;
-            }
-        }
-        let Some(source) = source else { return Progress::Ended };
+    fn move_bytes(&self, source: Option<&OwnedFd>, sink: &Outlet, scratch: &mut [u8]) -> Progress {
+        sink.follow_name();
+        let sink = Rc::clone(&sink.fd.borrow());
         let mut moved = 0;
         while moved < BUDGET {
-            let read = match rustix::io::read(source, &mut *buffer) {
-                Ok(0) => return Progress::Ended,
-                Ok(read) => read,
-                Err(Errno::AGAIN) => return Progress::SourceEmpty,
-                Err(Errno::INTR) => continue,
-                // EIO: nobody has the slave of this pty open any more. That is its end.
-                Err(Errno::IO) => return Progress::Ended,
-                Err(e) => {
-                    log::warn!("copy {}: read: {e}", self.name);
-                    return Progress::Ended;
+            let step = if self.spool.borrow().is_empty() {
+                match source {
+                    Some(source) => self.step(source, &sink, scratch),
+                    None => return Progress::Ended,
+                }
+            } else {
+                let mut spool = self.spool.borrow_mut();
+                match spool.replay(scratch, |bytes| self.write(&sink, bytes)) {
+                    None => return Progress::Ended,
+                    Some(()) if spool.is_empty() => continue,
+                    Some(()) => Step::SinkFull,
                 }
             };
-            moved += read;
-            let Some(written) = self.write(sink, &buffer[..read]) else { return Progress::Ended };
-            if written < read {
-                self.left_over.replace(buffer[written..read].to_vec());
-                return Progress::SinkFull;
-            }
-            if self.short_read_is_all && read < buffer.len() / 2 {
-                // Drained: what is written from now on, and the end, wakes us.
-                return Progress::SourceEmpty;
+            match step {
+                Step::Moved(bytes) => moved += bytes,
+                Step::SourceEmpty => {
+                    self.spooling.set(false);
+                    return Progress::SourceEmpty;
+                }
+                Step::Ended => return Progress::Ended,
+                Step::SinkFull => {
+                    if !self.spooling.get() {
+                        return Progress::SinkFull { source_empty: false };
+                    }
+                    match self.spool_some(source, scratch) {
+                        Some(bytes) => moved += bytes,
+                        None => return Progress::SinkFull { source_empty: true },
+                    }
+                    if self.spool.borrow().room(self.policy) == 0 {
+                        return Progress::SinkFull { source_empty: false };
+                    }
+                }
             }
         }
         Progress::Busy
+    }
+
+    /// Takes once from the source into the spool. `None`: it has nothing, or has ended.
+    fn spool_some(&self, source: Option<&OwnedFd>, scratch: &mut [u8]) -> Option<usize> {
+        let (bytes, scratch) = scratch.split_at_mut(scratch.len() / 2);
+        let room = self.spool.borrow().room(self.policy).min(bytes.len());
+        loop {
+            match rustix::io::read(source?, &mut bytes[..room]) {
+                Ok(0) | Err(Errno::IO) if room > 0 => {
+                    self.source.borrow_mut().take();
+                    return None;
+                }
+                Ok(read) => {
+                    self.spool.borrow_mut().append(&bytes[..read], self.policy, scratch);
+                    return Some(read);
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// Moves once from the source to the sink.
+    fn step(&self, source: &OwnedFd, sink: &OwnedFd, scratch: &mut [u8]) -> Step {
+        if self.flood.get() && self.can_splice.get() {
+            let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+            match splice(source, None, sink, None, BUDGET, flags) {
+                Ok(0) => return Step::Ended,
+                Ok(bytes) => {
+                    self.copied.set(self.copied.get() + bytes as u64);
+                    if bytes < FLOOD && held(source) < FLOOD as u64 {
+                        self.flood.set(false);
+                    }
+                    return Step::Moved(bytes);
+                }
+                Err(Errno::AGAIN) if held(source) == 0 => return Step::SourceEmpty,
+                Err(Errno::AGAIN) if !is_writable(sink) => return Step::SinkFull,
+                // Something came in between.
+                Err(Errno::AGAIN) => return Step::Moved(FLOOD),
+                Err(Errno::INTR) => return Step::Moved(0),
+                // No pipe after all, or nobody reads: writing finds out what to do.
+                Err(_) => self.can_splice.set(false),
+            }
+        }
+        let read = match rustix::io::read(source, &mut *scratch) {
+            Ok(0) => return Step::Ended,
+            Ok(read) => read,
+            Err(Errno::AGAIN) => return Step::SourceEmpty,
+            Err(Errno::INTR) => return Step::Moved(0),
+            // EIO: nobody has the slave of this pty open any more. That is its end.
+            Err(Errno::IO) => return Step::Ended,
+            Err(e) => {
+                log::warn!("copy {}: read: {e}", self.name);
+                return Step::Ended;
+            }
+        };
+        let Some(written) = self.write(sink, &scratch[..read]) else { return Step::Ended };
+        if written < read {
+            self.spool.borrow_mut().keep(&scratch[written..read]);
+            return Step::SinkFull;
+        }
+        if read >= FLOOD {
+            self.flood.set(true);
+            self.widen(source, sink);
+        } else if self.short_read_is_all {
+            // Drained: what is written from now on, and the end, wakes us.
+            return Step::SourceEmpty;
+        }
+        Step::Moved(read)
+    }
+
+    /// Makes room for a flood in both pipes. What the kernel refuses stays as it is.
+    fn widen(&self, source: &OwnedFd, sink: &OwnedFd) {
+        if self.can_splice.get() && !self.wide.get() && WIDENED.get() < MAX_WIDE {
+            self.wide.set(true);
+            WIDENED.set(WIDENED.get() + 1);
+            let _ = fcntl_setpipe_size(source, WIDE);
+            let _ = fcntl_setpipe_size(sink, WIDE);
+        }
     }
 
     /// Writes until all is written or the sink is full. `None`: the sink is broken.
@@ -255,12 +414,16 @@ impl Copy {
                 Ok(n) => {
                     written += n;
                     self.copied.set(self.copied.get() + n as u64);
+                    if self.dropping.replace(false) {
+                        let dropped = self.dropped.get();
+                        log::warn!("copy {}: writing works again; dropped {dropped} bytes in all", self.name);
+                    }
                 }
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 Err(_) if self.on_write_error == OnWriteError::End => return None,
                 Err(e) => {
-                    if self.dropped.get() == 0 {
+                    if !self.dropping.replace(true) {
                         log::error!("copy {}: write: {e}; output is dropped until writing works", self.name);
                     }
                     self.dropped.set(self.dropped.get() + (bytes.len() - written) as u64);
@@ -283,7 +446,7 @@ impl Copy {
         self.source.borrow_mut().take();
         self.let_go.notify_one();
         self.sink.borrow_mut().take();
-        self.left_over.take();
+        self.spool.take();
         self.unread.take();
     }
 
@@ -294,37 +457,104 @@ impl Copy {
 
     /// Bytes copied so far, and whether some wait for a slow reader.
     pub(super) fn position(&self) -> (u64, bool) {
-        (self.copied.get(), !self.left_over.borrow().is_empty())
+        (self.copied.get(), !self.spool.borrow().is_empty())
     }
 
     /// For the dump.
     pub(super) fn describe(&self) -> String {
+        let spool = self.spool.borrow();
         format!(
-            "{} copied={} waiting={} dropped={}{}",
+            "{} copied={} waiting={} dropped={} spooling={}{}",
             self.name,
             self.copied.get(),
-            self.left_over.borrow().len(),
-            self.dropped.get(),
+            spool.len(),
+            self.dropped.get() + spool.dropped(),
+            self.spooling.get(),
             if self.has_ended() { " ended" } else { "" }
         )
     }
 }
 
-/// Bytes in a fifo that nobody has read.
-fn bytes_held(fd: &OwnedFd) -> u64 {
-    let is_fifo =
-        rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
-    if is_fifo { rustix::io::ioctl_fionread(fd).unwrap_or(0) } else { 0 }
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if self.wide.get() {
+            WIDENED.set(WIDENED.get() - 1);
+        }
+    }
 }
 
-impl Sink {
+/// Where one step of a copy ended.
+enum Step {
+    Moved(usize),
+    SourceEmpty,
+    SinkFull,
+    Ended,
+}
+
+fn is_fifo(fd: &OwnedFd) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+}
+
+/// Bytes in a fifo that nobody has read.
+fn bytes_held(fd: &OwnedFd) -> u64 {
+    if is_fifo(fd) { held(fd) } else { 0 }
+}
+
+/// Bytes that can be read now.
+fn held(fd: &OwnedFd) -> u64 {
+    rustix::io::ioctl_fionread(fd).unwrap_or(0)
+}
+
+fn is_writable(fd: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(fd, PollFlags::OUT)];
+    poll(&mut asked, Some(&Timespec::default())).is_ok() && !asked[0].revents().is_empty()
+}
+
+impl Outlet {
+    fn new(sink: Sink) -> Self {
+        let (fd, path) = match sink {
+            Sink::Stream(fd) => (fd, None),
+            Sink::File { fd, path } => (Rc::new(fd), Some((path, Cell::new(Instant::now())))),
+        };
+        Self { fd: RefCell::new(fd), path, registered: OnceCell::new() }
+    }
+
     fn registered(&self) -> Option<&AsyncFd<Rc<OwnedFd>>> {
         if self.registered.get().is_none() {
-            let registered = sys::fd::watch(Rc::clone(&self.fd), Interest::WRITABLE).ok()?;
+            let registered = sys::fd::watch(Rc::clone(&self.fd.borrow()), Interest::WRITABLE).ok()?;
             let _ = self.registered.set(registered);
         }
         self.registered.get()
     }
+
+    /// Opens a log file again if its name leads to another one, or to none: it was rotated.
+    fn follow_name(&self) {
+        let Some((path, looked)) = &self.path else { return };
+        if looked.get().elapsed() < ROTATION_LOOK {
+            return;
+        }
+        looked.set(Instant::now());
+        let named = rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        let open = rustix::fs::fstat(&*self.fd.borrow()).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        if named == open {
+            return;
+        }
+        match open_log(path) {
+            Ok(fd) => {
+                self.fd.replace(Rc::new(fd));
+            }
+            Err(e) => log::warn!("open {} again: {e}; the old file is written on", path.display()),
+        }
+    }
+}
+
+/// Opens a log file for appending; makes it, and its directory, if missing.
+pub(super) fn open_log(path: &std::path::Path) -> std::io::Result<OwnedFd> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    Ok(rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?)
 }
 
 /// A second registration of one open file fails; a console's master is source of one copy and sink of another.
@@ -346,6 +576,11 @@ mod tests {
         pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap()
     }
 
+    fn copy(source: OwnedFd, sink: OwnedFd, on_write_error: OnWriteError, policy: Policy) -> Rc<Copy> {
+        let sink = Sink::Stream(Rc::new(sink));
+        Copy::new("test", Rc::new(source), sink, on_write_error, policy).unwrap()
+    }
+
     /// The byte at a place of the test's data.
     fn byte(place: usize) -> u8 {
         u8::try_from(place % 251).unwrap()
@@ -356,7 +591,7 @@ mod tests {
         local(async {
             let (source, feed) = pipe();
             let (reader, sink) = pipe();
-            let copy = Copy::new("test", Rc::new(source), Rc::new(sink), OnWriteError::End).unwrap();
+            let copy = copy(source, sink, OnWriteError::End, Policy::OFF);
             let task = tokio::task::spawn_local(Rc::clone(&copy).run());
             let total = 1 << 20;
             let (mut sent, mut got) = (0usize, Vec::new());
@@ -389,10 +624,136 @@ mod tests {
         local(async {
             let (source, feed) = pipe();
             let (reader, sink) = pipe();
-            let copy = Copy::new("test", Rc::new(source), Rc::new(sink), OnWriteError::End).unwrap();
+            let copy = copy(source, sink, OnWriteError::End, Policy::OFF);
             drop(reader);
             rustix::io::write(&feed, b"x").unwrap();
             copy.run().await;
+        });
+    }
+
+    #[test]
+    fn a_flood_is_spliced_and_small_writes_merge_again() {
+        local(async {
+            let (source, feed) = pipe();
+            let (reader, sink) = pipe();
+            let copy = copy(source, sink, OnWriteError::Drop, Policy::OFF);
+            let (mut sent, mut got) = (0usize, Vec::new());
+            let mut buffer = vec![0u8; 256 << 10];
+            for size in [64 << 10, 64 << 10, 100, 100, 30_000, 7] {
+                let chunk: Vec<u8> = (sent..sent + size).map(byte).collect();
+                assert_eq!(rustix::io::write(&feed, &chunk).unwrap(), size);
+                sent += size;
+                while copy.pump() != Progress::SourceEmpty {}
+                let n = rustix::io::read(&reader, &mut buffer).unwrap();
+                got.extend_from_slice(&buffer[..n]);
+                assert_eq!(got.len(), sent, "{size}");
+            }
+            assert!(copy.can_splice.get() && copy.wide.get() && !copy.flood.get());
+            assert!(got.iter().enumerate().all(|(i, b)| *b == byte(i)));
+        });
+    }
+
+    #[test]
+    fn a_reader_that_is_away_finds_all_in_order() {
+        local(async {
+            for chunk in [100, 64 << 10] {
+                let (source, feed) = pipe();
+                let (reader, sink) = pipe();
+                let policy = Policy { bound: 1 << 20, ..Policy::default() };
+                let copy = copy(source, sink, OnWriteError::Drop, policy);
+                let task = tokio::task::spawn_local(Rc::clone(&copy).run());
+                let mut sent = 0;
+                // More than the two pipes hold, less than they and the spool do.
+                while sent < 1 << 20 {
+                    let bytes: Vec<u8> = (sent..sent + chunk).map(byte).collect();
+                    match rustix::io::write(&feed, &bytes) {
+                        Ok(n) => sent += n,
+                        Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                    }
+                }
+                tokio::time::sleep(PATIENCE * 2).await;
+                assert!(copy.position().1, "{}", copy.describe());
+                drop(feed);
+                let (mut got, mut buffer) = (Vec::new(), vec![0u8; 10_000]);
+                while got.len() < sent {
+                    match rustix::io::read(&reader, &mut buffer) {
+                        Ok(n) => got.extend_from_slice(&buffer[..n]),
+                        Err(_) => tokio::task::yield_now().await,
+                    }
+                }
+                task.await.unwrap();
+                assert!(got.iter().enumerate().all(|(i, b)| *b == byte(i)));
+            }
+        });
+    }
+
+    #[test]
+    fn beyond_the_bound_the_writer_waits_and_loses_nothing() {
+        local(async {
+            let (source, feed) = pipe();
+            let (reader, sink) = pipe();
+            let policy = Policy { bound: 100_000, ..Policy::default() };
+            let copy = copy(source, sink, OnWriteError::Drop, policy);
+            let task = tokio::task::spawn_local(Rc::clone(&copy).run());
+            let (mut sent, mut got, mut buffer) = (0usize, Vec::new(), vec![0u8; 5000]);
+            let mut blocked = 0;
+            while blocked < 100 {
+                let bytes: Vec<u8> = (sent..sent + 1000).map(byte).collect();
+                match rustix::io::write(&feed, &bytes) {
+                    Ok(n) => (sent, blocked) = (sent + n, 0),
+                    Err(_) => {
+                        blocked += 1;
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                }
+            }
+            assert!(copy.spool.borrow().len() <= 100_000);
+            // Then on and on, with a reader that is as fast.
+            while got.len() < 1 << 20 {
+                let bytes: Vec<u8> = (sent..sent + 1000).map(byte).collect();
+                if let Ok(n) = rustix::io::write(&feed, &bytes) {
+                    sent += n;
+                }
+                tokio::task::yield_now().await;
+                if let Ok(n) = rustix::io::read(&reader, &mut buffer) {
+                    got.extend_from_slice(&buffer[..n]);
+                }
+            }
+            drop(feed);
+            while got.len() < sent {
+                match rustix::io::read(&reader, &mut buffer) {
+                    Ok(n) => got.extend_from_slice(&buffer[..n]),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+            task.await.unwrap();
+            assert!(got.iter().enumerate().all(|(i, b)| *b == byte(i)));
+        });
+    }
+
+    #[test]
+    fn a_log_file_that_was_rotated_is_made_again() {
+        local(async {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("log/out");
+            let (source, feed) = pipe();
+            let sink = Sink::File { fd: open_log(&path).unwrap(), path: path.clone() };
+            let copy =
+                Copy::new("test", Rc::new(source), sink, OnWriteError::Drop, Policy::default()).unwrap();
+            let write = |text: &str| {
+                rustix::io::write(&feed, text.as_bytes()).unwrap();
+                assert_eq!(copy.pump(), Progress::SourceEmpty);
+            };
+            write("a");
+            std::fs::rename(&path, path.with_extension("1")).unwrap();
+            tokio::time::sleep(ROTATION_LOOK).await;
+            write("b");
+            std::fs::File::create(&path).unwrap();
+            write("c");
+            std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+            tokio::time::sleep(ROTATION_LOOK).await;
+            write("d");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "d");
         });
     }
 
@@ -401,7 +762,7 @@ mod tests {
         local(async {
             let (source, feed) = pipe();
             let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-            let copy = Copy::new("test", Rc::new(source), Rc::new(full.into()), OnWriteError::Drop).unwrap();
+            let copy = copy(source, full.into(), OnWriteError::Drop, Policy::OFF);
             rustix::io::write(&feed, b"lost").unwrap();
             assert_eq!(copy.pump(), Progress::SourceEmpty);
             assert_eq!(copy.dropped.get(), 4);

@@ -7,9 +7,11 @@ mod console;
 mod copy;
 mod logger;
 mod process_io;
+mod spool;
 mod stdio;
 
 pub use console::ConsoleSocket;
 pub use copy::release_scratch;
 pub use process_io::{ChildEnds, ProcessIo};
+pub use spool::{BadPolicy, Policy as SpoolPolicy};
 pub use stdio::{Plan, StdioError};

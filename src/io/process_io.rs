@@ -1,8 +1,9 @@
 //! The channels of one process, from Create or Exec to Delete.
 
 use super::{
-    copy::{Copy, OnWriteError, Progress, duplicate},
+    copy::{Copy, OnWriteError, Progress, Sink, duplicate, open_log},
     logger::Logger,
+    spool::Policy,
     stdio::{Plan, StdioError},
 };
 use crate::exits::Reaper;
@@ -116,6 +117,11 @@ impl ProcessIo {
         self.plan.terminal
     }
 
+    /// What is kept of outputs whose reader is away.
+    pub fn spool(&self) -> Policy {
+        self.plan.spool
+    }
+
     /// Makes pipes, owned by `uid` and `gid`, and starts copying between them and the client's fifos or files.
     /// /dev/null stands in for channels that the client left out.
     pub fn pipes(self: &Rc<Self>, uid: u32, gid: u32) -> Result<ChildEnds, StdioError> {
@@ -134,9 +140,9 @@ impl ProcessIo {
     }
 
     /// Where stdout and stderr go.
-    fn sinks(&self) -> Result<[Option<Rc<OwnedFd>>; 2], StdioError> {
+    fn sinks(&self) -> Result<[Option<Sink>; 2], StdioError> {
         if let Some(outputs) = self.logger.borrow().as_ref().and_then(|logger| logger.take_outputs()) {
-            return Ok(outputs.map(|output| Some(Rc::new(output))));
+            return Ok(outputs.map(|output| Some(Sink::Stream(Rc::new(output)))));
         }
         let open = |path: &Option<PathBuf>| path.as_deref().map(|path| self.open_sink(path)).transpose();
         Ok([open(&self.plan.stdout)?, open(&self.plan.stderr)?])
@@ -145,7 +151,7 @@ impl ProcessIo {
     fn output(
         self: &Rc<Self>,
         name: &'static str,
-        sink: Option<Rc<OwnedFd>>,
+        sink: Option<Sink>,
         uid: u32,
         gid: u32,
     ) -> Result<Stdio, StdioError> {
@@ -157,22 +163,18 @@ impl ProcessIo {
 
     /// A fifo is opened for both directions: that neither waits for a reader nor fails without one, and a reader that goes
     /// away neither breaks nor ends it.
-    fn open_sink(&self, path: &Path) -> Result<Rc<OwnedFd>, StdioError> {
+    fn open_sink(&self, path: &Path) -> Result<Sink, StdioError> {
         let fail = |verb| move |e: io::Error| StdioError::Io { verb, path: path.to_owned(), source: e };
         if self.plan.create_file {
-            if let Some(directory) = path.parent() {
-                std::fs::create_dir_all(directory).map_err(fail("create directory of"))?;
-            }
-            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
-            let mode = Mode::from_raw_mode(0o644);
-            return rustix::fs::open(path, flags, mode).map(Rc::new).map_err(|e| fail("open")(e.into()));
+            let fd = open_log(path).map_err(fail("open"))?;
+            return Ok(Sink::File { fd, path: path.to_owned() });
         }
         let kind = rustix::fs::stat(path).map_err(|e| fail("find")(e.into()))?;
         let flags = match FileType::from_raw_mode(kind.st_mode) {
             FileType::Fifo => OFlags::RDWR,
             _ => OFlags::WRONLY | OFlags::APPEND,
         };
-        open(path, flags).map(Rc::new)
+        open(path, flags).map(|fd| Sink::Stream(Rc::new(fd)))
     }
 
     /// Takes the master of the process's console and starts copying.
@@ -191,7 +193,7 @@ impl ProcessIo {
         let [stdout, _] = self.sinks()?;
         let sink = match stdout {
             Some(sink) => sink,
-            None => Rc::new(open(Path::new("/dev/null"), OFlags::WRONLY)?),
+            None => Sink::Stream(Rc::new(open(Path::new("/dev/null"), OFlags::WRONLY)?)),
         };
         self.copy_output("console", cloned(&master)?, sink)?;
         if let Some(source) = self.stdin_source.take() {
@@ -205,9 +207,11 @@ impl ProcessIo {
         self: &Rc<Self>,
         name: &'static str,
         source: Rc<OwnedFd>,
-        sink: Rc<OwnedFd>,
+        sink: Sink,
     ) -> Result<(), StdioError> {
-        let copy = Copy::new(name, source, sink, OnWriteError::Drop).map_err(|e| StdioError::Io {
+        // Somebody sits before a console, who wants to see the end of a flood when he interrupts it.
+        let spool = if self.plan.terminal { Policy::OFF } else { self.plan.spool };
+        let copy = Copy::new(name, source, sink, OnWriteError::Drop, spool).map_err(|e| StdioError::Io {
             verb: "watch",
             path: name.into(),
             source: e,
@@ -225,7 +229,7 @@ impl ProcessIo {
     }
 
     fn copy_stdin(self: &Rc<Self>, source: OwnedFd, sink: Rc<OwnedFd>) -> Result<(), StdioError> {
-        let copy = Copy::new("stdin", Rc::new(source), sink, OnWriteError::End)
+        let copy = Copy::new("stdin", Rc::new(source), Sink::Stream(sink), OnWriteError::End, Policy::OFF)
             .map_err(|e| StdioError::Io { verb: "watch", path: "stdin".into(), source: e })?;
         self.stdin.replace(Some(Rc::clone(&copy)));
         let io = Rc::downgrade(self);

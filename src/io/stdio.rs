@@ -1,5 +1,6 @@
 //! Three texts from the client → a plan.
 
+use super::spool::Policy;
 use crate::container::Stdio;
 use std::{
     io,
@@ -25,6 +26,8 @@ pub struct Plan {
     pub logger: Option<LoggerPlan>,
     /// A console.
     pub terminal: bool,
+    /// What is kept of an output whose reader is away.
+    pub spool: Policy,
 }
 
 /// A logging program, from `binary:///path?key=value` or `binary-v2:…`.
@@ -78,8 +81,8 @@ impl StdioError {
 
 impl Plan {
     /// Reads what the client sent. `namespace` and `id` are what a logger is told.
-    pub fn new(stdio: &Stdio, namespace: &str, id: &str) -> Result<Self, StdioError> {
-        let mut plan = Self { terminal: stdio.terminal, ..Self::default() };
+    pub fn new(stdio: &Stdio, namespace: &str, id: &str, spool: Policy) -> Result<Self, StdioError> {
+        let mut plan = Self { terminal: stdio.terminal, spool, ..Self::default() };
         plan.stdin = path("stdin", &stdio.stdin)?;
         match stdio.stdout.split_once("://") {
             None => {
@@ -171,7 +174,7 @@ mod tests {
 
     fn plan(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Result<Plan, String> {
         let stdio = Stdio { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into(), terminal };
-        Plan::new(&stdio, "ns", "c").map_err(|e| e.to_string())
+        Plan::new(&stdio, "ns", "c", Policy::default()).map_err(|e| e.to_string())
     }
 
     #[test]

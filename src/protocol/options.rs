@@ -67,6 +67,10 @@ pub struct Options {
     #[prost(uint32, tag = "13")]
     #[serde(skip_serializing_if = "is_default")]
     pub task_api_version: u32,
+    /// What is kept of an output whose reader is away. Ours alone: it comes from TOML, nobody sends it as protobuf.
+    #[prost(string, tag = "15000")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub spool: String,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -25,6 +25,7 @@ impl From<ShimError> for Status {
                 Code::DeadlineExceeded
             }
             ShimError::Stdio(e) if e.is_bad_request() => Code::InvalidArgument,
+            ShimError::Spool(_) => Code::InvalidArgument,
             ShimError::Refused(_)
             | ShimError::Runtime { .. }
             | ShimError::Stdio(_)

@@ -1,7 +1,7 @@
 //! Input and output.
 
 use super::{add, delete, process, reader, script, start, text, wait};
-use crate::support::{self, Rig, alive, fifo, kill, read_all, until};
+use crate::support::{self, CLEAT, GROUP, IMAGE, Rig, alive, fifo, kill, read_all, until};
 use cleat::{
     protocol::{Empty, task as api},
     rpc::Code,
@@ -18,7 +18,7 @@ fn numbers(last: usize) -> String {
     (0..=last).map(|number| format!("{number}\n")).collect()
 }
 
-// containerd #9342, #11511. Defence: what a full fifo does not take is kept (`Copy::left_over`), and nothing more is read.
+// containerd #9342, #11511. Defence: what a full fifo does not take is kept (`io/spool.rs`), up to a bound; beyond it nothing more is read.
 #[test]
 fn scar_16_a_reader_that_is_away_loses_nothing_and_kills_nobody() {
     let rig = Rig::new();
@@ -27,24 +27,87 @@ fn scar_16_a_reader_that_is_away_loses_nothing_and_kills_nobody() {
     let stdout = fifo(&rig.dir, "out");
     add(&mut direct, "e", "seq 0 60000", |request| request.stdout = text(&stdout));
     let mut first = reader(&stdout);
-    let pid = start(&mut direct, "e");
+    start(&mut direct, "e");
     let mut seen = vec![0; 100];
     first.read_exact(&mut seen).unwrap();
     drop(first);
-    // Nobody reads: 340 KB do not fit into fifo and pipe.
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(alive(pid));
+    // Nobody reads: 340 KB do not fit into fifo and pipe, but into the spool.
+    assert_eq!(wait(&mut direct, "e"), 0);
     let mut second = reader(&stdout);
     let rest = std::thread::spawn(move || {
         let mut rest = Vec::new();
         second.read_to_end(&mut rest).unwrap();
         rest
     });
-    assert_eq!(wait(&mut direct, "e"), 0);
     delete(&mut direct, "e");
     seen.extend(rest.join().unwrap());
     assert!(String::from_utf8(seen).unwrap() == numbers(60000));
     rig.remove("a");
+}
+
+// The same without a spool, and with one that drops lines.
+#[test]
+fn scar_16_the_annotation_says_what_becomes_of_output_that_nobody_reads() {
+    let rig = Rig::new();
+    for (id, spool) in [("w", "0"), ("d", "64Ki,drop-oldest")] {
+        let annotation = format!("io.containerd.cleat.spool={spool}");
+        rig.run_with(
+            &["--runtime", CLEAT, "--annotation", &annotation, "--annotation", &format!("{GROUP}=a")],
+            id,
+            &["sleep", "1000"],
+        );
+    }
+    let mut direct = rig.direct("w");
+    for id in ["w", "d"] {
+        let stdout = fifo(&rig.dir, id);
+        let mut request =
+            support::exec_request(id, "e", &support::process_spec(&["sh", "-c", "seq 0 200000; exit 3"]));
+        request.stdout = text(&stdout);
+        direct.call::<Empty>("Exec", &request).unwrap();
+        let mut reader = reader(&stdout);
+        let pid = direct.call::<api::PidResponse>("Start", &super::process(id, "e")).unwrap().pid;
+        let all = |mut reader: std::fs::File| {
+            let mut bytes = String::new();
+            reader.read_to_string(&mut bytes).unwrap();
+            bytes
+        };
+        let mut first = [0; 1];
+        reader.read_exact(&mut first).unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(alive(pid), id == "w", "{id}");
+        let rest = std::thread::spawn(move || all(reader));
+        let waited: api::WaitResponse = direct.call("Wait", &super::process(id, "e")).unwrap();
+        assert_eq!(waited.exit_status, 3);
+        direct.call::<api::DeleteResponse>("Delete", &super::process(id, "e")).unwrap();
+        let seen = format!("0{}", rest.join().unwrap());
+        if id == "w" {
+            assert!(seen == numbers(200_000));
+        } else {
+            let (before, after) = seen.split_once("cleat: ").unwrap();
+            let (count, after) = after.split_once(" lines (").unwrap();
+            let (_, after) = after.split_once(" dropped\n").unwrap();
+            let (before, after) = (before.lines().count(), after.lines().count());
+            assert_eq!(before + count.parse::<usize>().unwrap() + after, 200_001);
+            assert!(seen.ends_with("199999\n200000\n"));
+        }
+    }
+    let refused = rig.try_ctr([
+        "run",
+        "-d",
+        "--null-io",
+        "--runtime",
+        CLEAT,
+        "--annotation",
+        "io.containerd.cleat.spool=much",
+        IMAGE,
+        "x",
+        "true",
+    ]);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("spool \"much\" is not SIZE"), "{text}");
+    rig.ctr(["container", "rm", "x"]);
+    rig.remove("d");
+    rig.remove("w");
 }
 
 // containerd #12462; podman#19943. Defence: `OnWriteError::Drop`.
@@ -138,7 +201,7 @@ fn scar_18_a_logger_that_ends_at_once_does_not_stop_the_container() {
     start(&mut direct, "e");
     assert_eq!(wait(&mut direct, "e"), 6);
     delete(&mut direct, "e");
-    assert!(rig.log().contains("its input is dropped"));
+    until("the log tells", || rig.log().contains("its input is dropped"));
     rig.remove("a");
 }
 
