@@ -346,19 +346,27 @@ async fn within<T>(what: &str, work: impl Future<Output = T>) -> Result<T> {
 /// A connection to a shim.
 pub struct Client {
     connection: Connection,
+    /// `containerd.task.v3.Task`, or `v2` for a shim that has nothing newer.
+    service: &'static str,
 }
 
 impl Client {
     /// Connects.
     pub async fn connect(socket: &Path) -> Result<Self> {
         let connection = within("connect", Connection::connect(socket)).await?.map_err(fail("connect"))?;
-        Ok(Self { connection })
+        let mut client = Self { connection, service: api::SERVICES[1] };
+        if let Err(e) = client.process::<Empty>("Connect", "-", "").await
+            && e.0.contains("service")
+        {
+            client.service = api::SERVICES[0];
+        }
+        Ok(client)
     }
 
     /// Sends a call; its answer comes later.
     pub async fn send(&mut self, method: &str, request: &impl Message) -> Result<u32> {
         let payload = request.encode_to_vec();
-        self.connection.send(api::SERVICES[1], method, &payload, None).await.map_err(fail(method))
+        self.connection.send(self.service, method, &payload, None).await.map_err(fail(method))
     }
 
     /// Waits for one answer.

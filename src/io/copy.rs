@@ -4,7 +4,10 @@
 //! one scratch buffer, since only one moves bytes at a time. A sink that is full stops the reading, so the container waits and nothing is lost;
 //! if it stays full for [`PATIENCE`], the source goes into the [`Spool`] as far as that reaches, and the container does not wait.
 
-use super::spool::{Policy, Spool};
+use super::{
+    beat::{self, BEAT},
+    spool::{Policy, Spool},
+};
 use crate::sys;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -20,7 +23,10 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::{
+        Interest,
+        unix::{AsyncFd, AsyncFdReadyGuard},
+    },
     sync::Notify,
 };
 
@@ -35,6 +41,10 @@ const FLOOD: usize = 16 << 10;
 /// so only floods get them, and at most [`MAX_WIDE`] copies of a shim.
 const WIDE: usize = 256 << 10;
 const MAX_WIDE: usize = 32;
+/// Small amounts that follow each other more quickly than two beats, so many times, are the beginning of a chatter: it is moved beat by beat.
+const CHATTER: u8 = 16;
+/// Beats in which nothing came, after which a chatter is over.
+const SILENCE: u8 = 2;
 /// How long a sink may be full before the source is spooled. Less than what a writer in the container should wait.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Pause when a source says that it is ready and has nothing, over and over (a fifo between two writers).
@@ -105,7 +115,7 @@ pub(super) enum Sink {
 /// A copy in progress.
 pub(super) struct Copy {
     name: &'static str,
-    source: RefCell<Option<Rc<AsyncFd<Rc<OwnedFd>>>>>,
+    source: RefCell<Option<Rc<Source>>>,
     sink: RefCell<Option<Rc<Outlet>>>,
     policy: Policy,
     spool: RefCell<Spool>,
@@ -115,6 +125,7 @@ pub(super) struct Copy {
     flood: Cell<bool>,
     /// Both ends are pipes.
     can_splice: Cell<bool>,
+    chatter: Chatter,
     wide: Cell<bool>,
     /// A fifo whose content nobody has read yet.
     unread: RefCell<Option<Rc<OwnedFd>>>,
@@ -126,6 +137,13 @@ pub(super) struct Copy {
     copied: Cell<u64>,
     dropped: Cell<u64>,
     dropping: Cell<bool>,
+}
+
+/// Where bytes come from.
+struct Source {
+    fd: Rc<OwnedFd>,
+    /// With the event loop; not during a chatter, when the kernel would report each write.
+    registered: RefCell<Option<Rc<AsyncFd<Rc<OwnedFd>>>>>,
 }
 
 /// An open sink.
@@ -141,7 +159,7 @@ impl Copy {
     /// Prepares a copy; both descriptors are non-blocking (a regular file need not be).
     pub(super) fn new(
         name: &'static str,
-        source: Rc<OwnedFd>,
+        fd: Rc<OwnedFd>,
         sink: Sink,
         on_write_error: OnWriteError,
         policy: Policy,
@@ -149,8 +167,9 @@ impl Copy {
         let outlet = Outlet::new(sink);
         // Without a look at the source: splice itself says whether it is a pipe.
         let can_splice = outlet.path.is_none() && is_fifo(&outlet.fd.borrow());
-        let short_read_is_all = !rustix::termios::isatty(&*source);
-        let source = sys::fd::watch(source, Interest::READABLE)?;
+        let short_read_is_all = !rustix::termios::isatty(&*fd);
+        let source = Source { fd, registered: RefCell::default() };
+        source.registered()?;
         Ok(Rc::new(Self {
             name,
             source: RefCell::new(Some(Rc::new(source))),
@@ -160,6 +179,7 @@ impl Copy {
             spooling: Cell::new(false),
             flood: Cell::new(false),
             can_splice: Cell::new(can_splice && short_read_is_all),
+            chatter: Chatter::default(),
             wide: Cell::new(false),
             unread: RefCell::default(),
             let_go: Notify::new(),
@@ -173,66 +193,97 @@ impl Copy {
 
     /// Copies until the source ends or the sink breaks; then both are closed.
     pub(super) async fn run(self: Rc<Self>) {
-        let mut progress = Progress::SourceEmpty;
+        let mut progress = Some(Progress::SourceEmpty);
         let mut spurious = 0;
-        loop {
-            let Some(sink) = self.sink.borrow().clone() else { return };
+        while let Some(before) = progress {
+            let copied = self.copied.get();
             let source = self.source.borrow().clone();
-            let before = self.copied.get();
-            progress = match (progress, source) {
-                (Progress::SourceEmpty, Some(source)) => tokio::select! {
-                    ready = source.readable() => {
-                        let Ok(mut ready) = ready else { break };
-                        let progress = self.pump();
-                        if matches!(progress, Progress::SourceEmpty | Progress::SinkFull { source_empty: true }) {
-                            ready.clear_ready();
-                        }
-                        progress
-                    }
-                    () = self.let_go.notified() => Progress::Busy,
-                },
-                (Progress::SourceEmpty, None) => self.pump(),
+            progress = match (before, source) {
+                (Progress::SourceEmpty, Some(source)) if self.chatter.goes_on() => {
+                    Some(self.at_beat(&source).await)
+                }
+                (Progress::SourceEmpty, Some(source)) => self.when_readable(&source).await,
+                (Progress::SourceEmpty, None) => Some(self.pump()),
                 (Progress::SinkFull { source_empty }, source) => {
-                    let Some(writable) = sink.registered() else { break };
                     let has_room = self.spool.borrow().room(self.policy) > 0;
-                    let awaited = source.filter(|_| self.spooling.get() && has_room && source_empty);
-                    let may_spool = !self.spooling.get() && self.policy.bound > 0;
-                    tokio::select! {
-                        ready = writable.writable() => {
-                            let Ok(mut ready) = ready else { break };
-                            let progress = self.pump();
-                            if matches!(progress, Progress::SinkFull { .. }) {
-                                ready.clear_ready();
-                            }
-                            progress
-                        }
-                        Some(ready) = async { Some(awaited.as_ref()?.readable().await) } => {
-                            let Ok(mut ready) = ready else { break };
-                            let progress = self.pump();
-                            if matches!(progress, Progress::SourceEmpty | Progress::SinkFull { source_empty: true }) {
-                                ready.clear_ready();
-                            }
-                            progress
-                        }
-                        () = tokio::time::sleep(PATIENCE), if may_spool => {
-                            self.spooling.set(true);
-                            self.pump()
-                        }
-                        () = self.let_go.notified() => Progress::Busy,
-                    }
+                    let wanted = source_empty && has_room && self.spooling.get();
+                    self.when_writable(source.filter(|_| wanted)).await
                 }
                 (Progress::Busy, _) => {
                     tokio::task::yield_now().await;
-                    self.pump()
+                    Some(self.pump())
                 }
-                (Progress::Ended, _) => break,
+                (Progress::Ended, _) => None,
             };
-            spurious = if self.copied.get() == before && !self.spooling.get() { spurious + 1 } else { 0 };
+            let is_idle = self.copied.get() == copied && !self.spooling.get() && !self.chatter.goes_on();
+            spurious = if is_idle { spurious + 1 } else { 0 };
             if spurious > 8 {
                 tokio::time::sleep(SPURIOUS_PAUSE).await;
             }
         }
         self.finish();
+    }
+
+    /// Waits until the source has something, and moves it. `None`: there is nothing to wait for any more.
+    async fn when_readable(&self, source: &Source) -> Option<Progress> {
+        let copied = self.copied.get();
+        let watched = source.registered().ok()?;
+        tokio::select! {
+            ready = watched.readable() => {
+                let progress = self.pump_readable(ready.ok()?);
+                self.chatter.after_wake(self.copied.get() - copied);
+                Some(progress)
+            }
+            () = self.let_go.notified() => Some(Progress::Busy),
+        }
+    }
+
+    fn pump_readable(&self, mut ready: AsyncFdReadyGuard<'_, Rc<OwnedFd>>) -> Progress {
+        let progress = self.pump();
+        if matches!(progress, Progress::SourceEmpty | Progress::SinkFull { source_empty: true }) {
+            ready.clear_ready();
+        }
+        progress
+    }
+
+    /// Moves what the source has got by the next beat.
+    async fn at_beat(&self, source: &Source) -> Progress {
+        let copied = self.copied.get();
+        // Else the kernel would wake us for each write all the same.
+        source.registered.take();
+        tokio::select! {
+            () = beat::next() => {}
+            () = self.let_go.notified() => {}
+        }
+        let progress = self.pump();
+        self.chatter.after_beat(self.copied.get() - copied, self.wide.get());
+        progress
+    }
+
+    /// Waits until the sink takes more, or, while it does not, until the source has something that may be spooled.
+    async fn when_writable(&self, source: Option<Rc<Source>>) -> Option<Progress> {
+        let sink = self.sink.borrow().clone()?;
+        let writable = sink.registered()?;
+        let readable = source.map(|source| source.registered()).transpose().ok()?;
+        let may_spool = !self.spooling.get() && self.policy.bound > 0;
+        tokio::select! {
+            ready = writable.writable() => {
+                let mut ready = ready.ok()?;
+                let progress = self.pump();
+                if matches!(progress, Progress::SinkFull { .. }) {
+                    ready.clear_ready();
+                }
+                Some(progress)
+            }
+            Some(ready) = async { Some(readable.as_ref()?.readable().await) } => {
+                Some(self.pump_readable(ready.ok()?))
+            }
+            () = tokio::time::sleep(PATIENCE), if may_spool => {
+                self.spooling.set(true);
+                Some(self.pump())
+            }
+            () = self.let_go.notified() => Some(Progress::Busy),
+        }
     }
 
     /// Closes both sides, so that the reader sees the end: but a fifo only when it has been read, for its content goes with the
@@ -280,9 +331,7 @@ impl Copy {
     pub(super) fn pump(&self) -> Progress {
         let Some(sink) = self.sink.borrow().clone() else { return Progress::Ended };
         let source = self.source.borrow().clone();
-        with_scratch(|scratch| {
-            self.move_bytes(source.as_deref().map(|source| &**source.get_ref()), &sink, scratch)
-        })
+        with_scratch(|scratch| self.move_bytes(source.as_deref().map(|source| &*source.fd), &sink, scratch))
     }
 
     fn move_bytes(&self, source: Option<&OwnedFd>, sink: &Outlet, scratch: &mut [u8]) -> Progress {
@@ -483,6 +532,39 @@ impl Drop for Copy {
     }
 }
 
+/// Whether a source wakes us for so little, so often, that it is better moved beat by beat.
+#[derive(Default)]
+struct Chatter {
+    /// Small amounts in quick succession so far; `CHATTER` of them are one.
+    score: Cell<u8>,
+    silent: Cell<u8>,
+    last: Cell<Option<Instant>>,
+}
+
+impl Chatter {
+    fn goes_on(&self) -> bool {
+        self.score.get() >= CHATTER
+    }
+
+    /// So many bytes were moved because the source had some.
+    fn after_wake(&self, bytes: u64) {
+        let now = Instant::now();
+        let is_quick = self.last.replace(Some(now)).is_some_and(|last| now - last < 2 * BEAT);
+        let is_small = bytes > 0 && bytes < FLOOD as u64;
+        self.score.set(if is_quick && is_small { self.score.get() + 1 } else { 0 });
+        self.silent.set(0);
+    }
+
+    /// So many bytes had gathered in a beat. If they were half of what the pipe holds, the writer is faster than the beat.
+    fn after_beat(&self, bytes: u64, wide: bool) {
+        self.silent.set(if bytes == 0 { self.silent.get() + 1 } else { 0 });
+        let pipe = if wide { WIDE } else { SCRATCH };
+        if self.silent.get() >= SILENCE || bytes > pipe as u64 / 2 {
+            self.score.set(0);
+        }
+    }
+}
+
 /// Where one step of a copy ended.
 enum Step {
     Moved(usize),
@@ -508,6 +590,18 @@ fn held(fd: &OwnedFd) -> u64 {
 fn is_writable(fd: &OwnedFd) -> bool {
     let mut asked = [PollFd::new(fd, PollFlags::OUT)];
     poll(&mut asked, Some(&Timespec::default())).is_ok() && !asked[0].revents().is_empty()
+}
+
+impl Source {
+    fn registered(&self) -> std::io::Result<Rc<AsyncFd<Rc<OwnedFd>>>> {
+        let mut registered = self.registered.borrow_mut();
+        if let Some(registered) = &*registered {
+            return Ok(Rc::clone(registered));
+        }
+        let watched = Rc::new(sys::fd::watch(Rc::clone(&self.fd), Interest::READABLE)?);
+        *registered = Some(Rc::clone(&watched));
+        Ok(watched)
+    }
 }
 
 impl Outlet {

@@ -3,6 +3,7 @@
 //! Nothing here opens a fifo in a way that waits, and nothing waits for a reader: fifos are opened read-write, so we
 //! hold both ends ourselves. Never here: threads, container state.
 
+mod beat;
 mod console;
 mod copy;
 mod logger;

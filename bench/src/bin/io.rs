@@ -113,7 +113,7 @@ fn run(load: &Load, label: &str, shim: &Path) -> Result<Figures> {
 async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
     let script = format!("dd if=/dev/zero bs={} count={} 2>/dev/null", load.write, load.writes);
     let first = driver.fresh("io");
-    let mut fifos = Vec::new();
+    let mut silent = Vec::new();
     let mut socket = PathBuf::new();
     let mut members = Vec::new();
     for number in 0..load.containers {
@@ -127,9 +127,16 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
         let mut create = driver.create_request(&id, &bundle);
         create.stdout = stdout.display().to_string();
         create.terminal = load.terminal;
-        fifos.push(stdout.clone());
-        let reader = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&stdout);
-        let reader = reader.map_err(|e| DriverError(format!("open the fifo: {e}")))?;
+        let open = |fifo: &Path| {
+            let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(fifo);
+            opened.map_err(|e| DriverError(format!("open the fifo: {e}")))
+        };
+        let reader = open(&stdout)?;
+        if !load.terminal {
+            let stderr = driver.fifo(&bundle, "stderr")?;
+            create.stderr = stderr.display().to_string();
+            silent.push(open(&stderr)?);
+        }
         let mut client = Client::connect(&socket).await?;
         client.call::<api::PidResponse>("Create", &create).await?;
         let flags = rustix::fs::fcntl_getfl(&reader).map_err(|e| DriverError(e.to_string()))?;
