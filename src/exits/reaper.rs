@@ -154,9 +154,8 @@ impl Reaper {
 
     /// Resolves when [`Reaper::reap`] should be called though no SIGCHLD may come.
     pub async fn wants_reaping(&self) {
-        let watched = self.watched.borrow();
-        let expects = self.look_later.take() || watched.values().any(|w| matches!(w.owner, Owner::Child(_)));
-        drop(watched);
+        let has_child = self.watched.borrow().values().any(|w| matches!(w.owner, Owner::Child(_)));
+        let expects = self.look_later.take() || has_child;
         tokio::select! {
             () = self.again.notified() => {}
             () = self.births.ended() => {}

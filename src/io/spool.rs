@@ -350,7 +350,7 @@ mod tests {
             for (write, size) in steps {
                 if write {
                     let size = size.min(spool.room(policy));
-                    let bytes: Vec<u8> = (put..put + size as u64).map(|n| (n % 251) as u8).collect();
+                    let bytes: Vec<u8> = (put..put + size as u64).map(|n| u8::try_from(n % 251).unwrap()).collect();
                     spool.append(&bytes, policy, &mut scratch);
                     put += size as u64;
                 } else {
@@ -366,7 +366,7 @@ mod tests {
             }
             got.extend(drain(&mut spool, &mut scratch));
             prop_assert_eq!(got.len() as u64, put);
-            prop_assert!(got.iter().enumerate().all(|(n, b)| *b == (n % 251) as u8));
+            prop_assert!(got.iter().enumerate().all(|(n, b)| *b == u8::try_from(n % 251).unwrap()));
         }
     }
 }
