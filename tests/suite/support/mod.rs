@@ -230,7 +230,7 @@ impl Rig {
 
     /// Pids of all daemons of this rig.
     pub fn shims(&self) -> Vec<u32> {
-        process::all()
+        let found: Vec<u32> = process::all()
             .into_iter()
             .filter(|pid| {
                 let words = cmdline(*pid);
@@ -238,7 +238,10 @@ impl Rig {
                     && words.contains(&self.dir.join("c.sock").to_string_lossy().into_owned())
                     && !words.iter().any(|word| word == "start" || word == "delete")
             })
-            .collect()
+            .collect();
+        // A child that has not become its program yet still bears the shim's name.
+        let young: Vec<u32> = found.iter().flat_map(|pid| children(*pid)).map(|(pid, _)| pid).collect();
+        found.into_iter().filter(|pid| !young.contains(pid)).collect()
     }
 
     /// The only shim there is.
