@@ -1,4 +1,4 @@
-//! inject SHIM [OPERATION [CALL]]: lets each system call of the daemon fail that Create, Exec and Delete make, one after the other (strace, in the
+//! `inject SHIM [OPERATION [CALL]]`: lets each system call of the daemon fail that Create, Exec and Delete make, one after the other (strace, in the
 //! daemon alone: the runtime is another matter). After each failure the shim must live, a second container of it must answer, the call
 //! must be repeatable, and nothing may be left. Prints a line for each operation; ends with status 1 if anything was amiss.
 

@@ -1,4 +1,4 @@
-//! io ROUNDS LABEL=SHIM...: how a shim moves what containers write, shim beside shim, alternating. The first shim's figures are divided by each
+//! `io ROUNDS [LOAD...] LABEL=SHIM...`: how a shim moves what containers write, shim beside shim, alternating. The first shim's figures are divided by each
 //! other's. Loads: bulk (64 KiB writes), lines (100-byte writes), a console, 50 containers of one pod that write lines. The reader takes
 //! 32 KiB at a time, as containerd does (io.CopyBuffer).
 
