@@ -233,10 +233,10 @@ impl Shim {
         let traits = request.bundle.traits()?;
         let private =
             if traits.has_private_pid_namespace { PidNamespace::Private } else { PidNamespace::Shared };
-        let spool = match (traits.spool, request.options.spool.as_str()) {
-            (Some(text), _) => text.parse()?,
-            (None, "") => SpoolPolicy::default(),
-            (None, text) => text.parse()?,
+        let configured = Some(&request.options.spool).filter(|text| !text.is_empty());
+        let spool = match traits.spool.as_ref().or(configured) {
+            Some(text) => text.parse()?,
+            None => SpoolPolicy::default(),
         };
         let plan = Plan::new(&request.stdio, self.namespace.as_str(), request.id.as_str(), spool)?;
         request.bundle.write_options(&request.options)?;
@@ -1012,10 +1012,10 @@ impl Shim {
         self.shutdown_asked.set(true);
         if self.slots.borrow().is_empty() {
             self.ended.set(true);
+            self.changed.notify_waiters();
         } else {
-            self.doubtful.set(true);
+            self.doubt();
         }
-        self.changed.notify_waiters();
     }
 
     /// Resolves when the shim is to end.
@@ -1038,7 +1038,7 @@ impl Shim {
         }
     }
 
-    /// Nobody heard that a container was created: it may be given up.
+    /// A container may be given up: nobody heard that it was created, or a Shutdown came all the same.
     pub fn doubt(&self) {
         self.doubtful.set(true);
         self.changed.notify_waiters();

@@ -205,6 +205,29 @@ impl Driver {
         Ok((Pod { id: id.to_owned(), bundle, socket }, client))
     }
 
+    /// A new shim with one container that runs.
+    pub async fn running(self: &Rc<Self>, id: &str, arguments: &[&str]) -> Result<(Pod, Client)> {
+        let (pod, mut client) = self.pod(id, arguments).await?;
+        client.call::<api::PidResponse>("Create", &self.create_request(id, &pod.bundle)).await?;
+        client.process::<api::PidResponse>("Start", id, "").await?;
+        Ok((pod, client))
+    }
+
+    /// Kills the container, then [`Driver::finish`].
+    pub async fn end(&self, client: &mut Client, pod: &Pod) -> Result<u32> {
+        client.kill(&pod.id, "", 9).await?;
+        client.process::<api::WaitResponse>("Wait", &pod.id, "").await?;
+        self.finish(client, pod).await
+    }
+
+    /// Deletes a container that has exited, ends its shim, cleans up. Returns the status that Delete answered.
+    pub async fn finish(&self, client: &mut Client, pod: &Pod) -> Result<u32> {
+        let deleted: api::DeleteResponse = client.process("Delete", &pod.id, "").await?;
+        client.shutdown(&pod.id).await;
+        self.clean_up(&pod.id, &pod.bundle).await?;
+        Ok(deleted.exit_status)
+    }
+
     /// Asks the shim of a container that came to nothing to end.
     pub async fn give_up(&self, id: &str) {
         let socket = self.sockets_of.borrow_mut().remove(id);
@@ -212,7 +235,7 @@ impl Driver {
             && let Ok(mut client) = Client::connect(&socket).await
         {
             let _ = client.process::<api::DeleteResponse>("Delete", id, "").await;
-            let _ = client.shutdown(id).await;
+            client.shutdown(id).await;
         }
     }
 
@@ -301,6 +324,18 @@ impl Driver {
             found.extend(groups.map(|entry| format!("cgroup {}", entry.path().display())));
         }
         found
+    }
+
+    /// Waits until nothing is left, at most `limit`; returns what is left then.
+    pub async fn leftovers_after(&self, limit: Duration) -> Vec<String> {
+        let deadline = std::time::Instant::now() + limit;
+        loop {
+            let left = self.leftovers();
+            if left.is_empty() || std::time::Instant::now() > deadline {
+                return left;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Removes whatever is left. Kills only this driver's daemons.
@@ -413,10 +448,9 @@ impl Client {
     }
 
     /// Asks the shim to end.
-    pub async fn shutdown(&mut self, id: &str) -> Result<()> {
+    pub async fn shutdown(&mut self, id: &str) {
         // It may end before the answer is out.
         let _ = self.call::<Empty>("Shutdown", &api::ShutdownRequest { id: id.to_owned(), now: false }).await;
-        Ok(())
     }
 }
 

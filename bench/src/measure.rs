@@ -36,7 +36,8 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
-/// CPU seconds of all threads, to the nanosecond (schedstat), and their context switches.
+/// CPU seconds of a process and context switches of its threads. To the nanosecond (schedstat) if all its threads still live; of those
+/// that have ended only the seconds are known, in ticks.
 pub fn work(pid: u32) -> (f64, u64) {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let (mut seconds, mut switches) = (0.0, 0);
@@ -50,5 +51,5 @@ pub fn work(pid: u32) -> (f64, u64) {
             .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
             .sum::<u64>();
     }
-    (seconds, switches)
+    (cpu_seconds(pid).max(seconds), switches)
 }

@@ -12,7 +12,7 @@ use cleat::protocol::{
     options::{OPTIONS_URL, Options},
     task as api,
 };
-use cleat_bench::{Client, Driver, Pod, Verdict};
+use cleat_bench::{Client, Driver, Verdict};
 use std::{
     path::PathBuf,
     process::Command,
@@ -30,21 +30,10 @@ fn with_driver<F: Future<Output = ()>>(test: impl FnOnce(Rc<Driver>) -> F) {
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let driver = Driver::new("test", &shim()).await.unwrap();
         test(Rc::clone(&driver)).await;
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !driver.leftovers().is_empty() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let left = driver.leftovers();
+        let left = driver.leftovers_after(Duration::from_secs(20)).await;
         driver.tidy();
         assert!(left.is_empty(), "{left:#?}");
     });
-}
-
-async fn running(driver: &Rc<Driver>, id: &str) -> (Pod, Client) {
-    let (pod, mut client) = driver.pod(id, &["sleep", "1000"]).await.unwrap();
-    client.call::<api::PidResponse>("Create", &driver.create_request(id, &pod.bundle)).await.unwrap();
-    client.process::<api::PidResponse>("Start", id, "").await.unwrap();
-    (pod, client)
 }
 
 async fn exec(client: &mut Client, id: &str, exec: &str, code: u32) {
@@ -53,14 +42,6 @@ async fn exec(client: &mut Client, id: &str, exec: &str, code: u32) {
     let waited: api::WaitResponse = client.process("Wait", id, exec).await.unwrap();
     assert_eq!(waited.exit_status, code);
     client.process::<api::DeleteResponse>("Delete", id, exec).await.unwrap();
-}
-
-async fn end(driver: &Driver, client: &mut Client, pod: &Pod) {
-    client.kill(&pod.id, "", 9).await.unwrap();
-    client.process::<api::WaitResponse>("Wait", &pod.id, "").await.unwrap();
-    client.process::<api::DeleteResponse>("Delete", &pod.id, "").await.unwrap();
-    client.shutdown(&pod.id).await.unwrap();
-    driver.clean_up(&pod.id, &pod.bundle).await.unwrap();
 }
 
 // containerd #13049, runc #4045. Defence: pidfds, opened before anything can reap (`Reaper::watch_process`).
@@ -89,11 +70,11 @@ fn scar_54_a_server_that_refuses_every_third_event_gets_each_once_and_in_order()
     with_driver(|driver| async move {
         driver.ledger.refuse_every(3);
         let id = driver.fresh("a");
-        let (pod, mut client) = running(&driver, &id).await;
+        let (pod, mut client) = driver.running(&id, &["sleep", "1000"]).await.unwrap();
         for number in 0..20 {
             exec(&mut client, &id, &format!("e{number}"), number).await;
         }
-        end(&driver, &mut client, &pod).await;
+        driver.end(&mut client, &pod).await.unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         while !driver.ledger.has(&id, "delete") && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -110,12 +91,12 @@ fn scar_54_a_server_that_refuses_every_third_event_gets_each_once_and_in_order()
 fn scar_63_a_thousand_execs_leave_less_than_a_kilobyte_of_log() {
     with_driver(|driver| async move {
         let id = driver.fresh("a");
-        let (pod, mut client) = running(&driver, &id).await;
+        let (pod, mut client) = driver.running(&id, &["sleep", "1000"]).await.unwrap();
         for number in 0..1000 {
             exec(&mut client, &id, &format!("e{number}"), number % 200).await;
         }
         assert!(driver.log_bytes() <= 1024, "{} bytes", driver.log_bytes());
-        end(&driver, &mut client, &pod).await;
+        driver.end(&mut client, &pod).await.unwrap();
     });
 }
 
@@ -163,6 +144,6 @@ fn everything_answers_within_100_ms_while_the_runtime_hangs() {
         client.answer::<api::PidResponse>("Start", call).await.unwrap();
         client.process::<api::WaitResponse>("Wait", &id, "hung").await.unwrap();
         client.process::<api::DeleteResponse>("Delete", &id, "hung").await.unwrap();
-        end(&driver, &mut client, &pod).await;
+        driver.end(&mut client, &pod).await.unwrap();
     });
 }

@@ -117,7 +117,6 @@ pub(super) struct Copy {
     name: &'static str,
     source: RefCell<Option<Rc<Source>>>,
     sink: RefCell<Option<Rc<Outlet>>>,
-    policy: Policy,
     spool: RefCell<Spool>,
     /// The sink has been full for so long that the source is spooled.
     spooling: Cell<bool>,
@@ -174,8 +173,7 @@ impl Copy {
             name,
             source: RefCell::new(Some(Rc::new(source))),
             sink: RefCell::new(Some(Rc::new(outlet))),
-            policy,
-            spool: RefCell::default(),
+            spool: RefCell::new(Spool::new(policy)),
             spooling: Cell::new(false),
             flood: Cell::new(false),
             can_splice: Cell::new(can_splice && short_read_is_all),
@@ -205,7 +203,7 @@ impl Copy {
                 (Progress::SourceEmpty, Some(source)) => self.when_readable(&source).await,
                 (Progress::SourceEmpty, None) => Some(self.pump()),
                 (Progress::SinkFull { source_empty }, source) => {
-                    let has_room = self.spool.borrow().room(self.policy) > 0;
+                    let has_room = self.spool.borrow().room() > 0;
                     let wanted = source_empty && has_room && self.spooling.get();
                     self.when_writable(source.filter(|_| wanted)).await
                 }
@@ -265,7 +263,7 @@ impl Copy {
         let sink = self.sink.borrow().clone()?;
         let writable = sink.registered()?;
         let readable = source.map(|source| source.registered()).transpose().ok()?;
-        let may_spool = !self.spooling.get() && self.policy.bound > 0;
+        let may_spool = !self.spooling.get() && self.spool.borrow().is_on();
         tokio::select! {
             ready = writable.writable() => {
                 let mut ready = ready.ok()?;
@@ -319,12 +317,9 @@ impl Copy {
 
     /// Whether somebody has the fifo open who could read them.
     pub(super) fn has_reader(&self) -> bool {
-        self.unread.borrow().as_deref().is_some_and(|fd| {
-            let mut asked = [PollFd::new(fd, PollFlags::OUT)];
-            // A writing end without a reader is in error.
-            poll(&mut asked, Some(&Timespec::default()))
-                .is_ok_and(|_| !asked[0].revents().contains(PollFlags::ERR))
-        })
+        // A writing end without a reader is in error.
+        let unread = self.unread.borrow();
+        unread.as_deref().and_then(writing_state).is_some_and(|state| !state.contains(PollFlags::ERR))
     }
 
     /// Moves what can be moved now.
@@ -367,7 +362,7 @@ impl Copy {
                         Some(bytes) => moved += bytes,
                         None => return Progress::SinkFull { source_empty: true },
                     }
-                    if self.spool.borrow().room(self.policy) == 0 {
+                    if self.spool.borrow().room() == 0 {
                         return Progress::SinkFull { source_empty: false };
                     }
                 }
@@ -379,7 +374,7 @@ impl Copy {
     /// Takes once from the source into the spool. `None`: it has nothing, or has ended.
     fn spool_some(&self, source: Option<&OwnedFd>, scratch: &mut [u8]) -> Option<usize> {
         let (bytes, scratch) = scratch.split_at_mut(scratch.len() / 2);
-        let room = self.spool.borrow().room(self.policy).min(bytes.len());
+        let room = self.spool.borrow().room().min(bytes.len());
         loop {
             match rustix::io::read(source?, &mut bytes[..room]) {
                 Ok(0) | Err(Errno::IO) if room > 0 => {
@@ -387,7 +382,7 @@ impl Copy {
                     return None;
                 }
                 Ok(read) => {
-                    self.spool.borrow_mut().append(&bytes[..read], self.policy, scratch);
+                    self.spool.borrow_mut().append(&bytes[..read], scratch);
                     return Some(read);
                 }
                 Err(Errno::INTR) => {}
@@ -410,7 +405,9 @@ impl Copy {
                     return Step::Moved(bytes);
                 }
                 Err(Errno::AGAIN) if held(source) == 0 => return Step::SourceEmpty,
-                Err(Errno::AGAIN) if !is_writable(sink) => return Step::SinkFull,
+                Err(Errno::AGAIN) if writing_state(sink).is_none_or(|state| state.is_empty()) => {
+                    return Step::SinkFull;
+                }
                 // Something came in between.
                 Err(Errno::AGAIN) => return Step::Moved(FLOOD),
                 Err(Errno::INTR) => return Step::Moved(0),
@@ -495,7 +492,7 @@ impl Copy {
         self.source.borrow_mut().take();
         self.let_go.notify_one();
         self.sink.borrow_mut().take();
-        self.spool.take();
+        self.spool.borrow_mut().clear();
         self.unread.take();
     }
 
@@ -587,9 +584,11 @@ fn held(fd: &OwnedFd) -> u64 {
     rustix::io::ioctl_fionread(fd).unwrap_or(0)
 }
 
-fn is_writable(fd: &OwnedFd) -> bool {
+/// What a write would find now: nothing (full), room, an error. `None`: the kernel does not say.
+fn writing_state(fd: &OwnedFd) -> Option<PollFlags> {
     let mut asked = [PollFd::new(fd, PollFlags::OUT)];
-    poll(&mut asked, Some(&Timespec::default())).is_ok() && !asked[0].revents().is_empty()
+    poll(&mut asked, Some(&Timespec::default())).ok()?;
+    Some(asked[0].revents())
 }
 
 impl Source {
@@ -680,6 +679,17 @@ mod tests {
         u8::try_from(place % 251).unwrap()
     }
 
+    /// Reads, while the copies go on, until so many bytes are there.
+    async fn read_until(reader: &OwnedFd, got: &mut Vec<u8>, total: usize) {
+        let mut buffer = vec![0u8; 10_000];
+        while got.len() < total {
+            match rustix::io::read(reader, &mut buffer) {
+                Ok(n) => got.extend_from_slice(&buffer[..n]),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
     #[test]
     fn a_full_sink_loses_nothing() {
         local(async {
@@ -768,13 +778,8 @@ mod tests {
                 tokio::time::sleep(PATIENCE * 2).await;
                 assert!(copy.position().1, "{}", copy.describe());
                 drop(feed);
-                let (mut got, mut buffer) = (Vec::new(), vec![0u8; 10_000]);
-                while got.len() < sent {
-                    match rustix::io::read(&reader, &mut buffer) {
-                        Ok(n) => got.extend_from_slice(&buffer[..n]),
-                        Err(_) => tokio::task::yield_now().await,
-                    }
-                }
+                let mut got = Vec::new();
+                read_until(&reader, &mut got, sent).await;
                 task.await.unwrap();
                 assert!(got.iter().enumerate().all(|(i, b)| *b == byte(i)));
             }
@@ -814,12 +819,7 @@ mod tests {
                 }
             }
             drop(feed);
-            while got.len() < sent {
-                match rustix::io::read(&reader, &mut buffer) {
-                    Ok(n) => got.extend_from_slice(&buffer[..n]),
-                    Err(_) => tokio::task::yield_now().await,
-                }
-            }
+            read_until(&reader, &mut got, sent).await;
             task.await.unwrap();
             assert!(got.iter().enumerate().all(|(i, b)| *b == byte(i)));
         });

@@ -77,6 +77,7 @@ impl FromStr for Policy {
 /// Bytes on their way from a source to a sink that does not take them, in order: `front`, the file's, `tail`.
 #[derive(Default)]
 pub(super) struct Spool {
+    policy: Policy,
     /// What the sink left over of a write.
     front: Vec<u8>,
     /// How much of `front` is gone.
@@ -103,6 +104,21 @@ struct Gap {
 }
 
 impl Spool {
+    /// An empty one.
+    pub(super) fn new(policy: Policy) -> Self {
+        Self { policy, ..Self::default() }
+    }
+
+    /// Whether it takes anything but what a write has left over.
+    pub(super) fn is_on(&self) -> bool {
+        self.policy.bound > 0
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.policy);
+    }
+
     /// Nothing waits.
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0 && self.gap.bytes == 0
@@ -119,14 +135,16 @@ impl Spool {
     }
 
     /// How much may be appended.
-    pub(super) fn room(&self, policy: Policy) -> usize {
-        if !self.tail.is_empty() || policy.bound == 0 {
+    pub(super) fn room(&self) -> usize {
+        if !self.tail.is_empty() {
             return 0;
         }
-        match policy.when_full {
-            WhenFull::Wait => usize::try_from(policy.bound.saturating_sub(self.len())).unwrap_or(usize::MAX),
-            WhenFull::DropOldest => usize::try_from(policy.bound).unwrap_or(usize::MAX),
-        }
+        let Policy { bound, when_full } = self.policy;
+        let room = match when_full {
+            WhenFull::Wait => bound.saturating_sub(self.len()),
+            WhenFull::DropOldest => bound,
+        };
+        usize::try_from(room).unwrap_or(usize::MAX)
     }
 
     /// Keeps what the sink left over of a write. Only into an empty spool.
@@ -138,9 +156,9 @@ impl Spool {
     }
 
     /// Takes bytes behind all others; never fails, though it may say [`Spool::room`] 0 for a while afterwards.
-    pub(super) fn append(&mut self, bytes: &[u8], policy: Policy, scratch: &mut [u8]) {
-        if policy.when_full == WhenFull::DropOldest {
-            let over = (self.len() + bytes.len() as u64).saturating_sub(policy.bound);
+    pub(super) fn append(&mut self, bytes: &[u8], scratch: &mut [u8]) {
+        if self.policy.when_full == WhenFull::DropOldest {
+            let over = (self.len() + bytes.len() as u64).saturating_sub(self.policy.bound);
             self.drop_oldest(over, scratch);
         }
         if let Err(e) = self.write_to_file(bytes) {
@@ -312,10 +330,10 @@ mod tests {
     fn the_oldest_lines_go_and_are_counted() {
         let mut scratch = vec![0; CHUNK];
         let policy = Policy { bound: 100, when_full: WhenFull::DropOldest };
-        let mut spool = Spool::default();
+        let mut spool = Spool::new(policy);
         spool.keep(b"half ");
         for number in 0..100 {
-            spool.append(format!("line {number}\n").as_bytes(), policy, &mut scratch);
+            spool.append(format!("line {number}\n").as_bytes(), &mut scratch);
         }
         let text = String::from_utf8(drain(&mut spool, &mut scratch)).unwrap();
         assert!(text.starts_with("half line 0\ncleat: "), "{text}");
@@ -329,9 +347,9 @@ mod tests {
     fn a_line_without_end_is_dropped_in_pieces() {
         let mut scratch = vec![0; CHUNK];
         let policy = Policy { bound: 1000, when_full: WhenFull::DropOldest };
-        let mut spool = Spool::default();
+        let mut spool = Spool::new(policy);
         for _ in 0..1000 {
-            spool.append(&[b'x'; 500], policy, &mut scratch);
+            spool.append(&[b'x'; 500], &mut scratch);
         }
         assert!(spool.len() < 3 * CHUNK as u64);
         let out = drain(&mut spool, &mut scratch);
@@ -344,14 +362,13 @@ mod tests {
             steps in prop::collection::vec((any::<bool>(), 1usize..5000), 1..200),
         ) {
             let mut scratch = vec![0; 1000];
-            let mut spool = Spool::default();
-            let policy = Policy { bound: 1 << 20, when_full: WhenFull::Wait };
+            let mut spool = Spool::new(Policy { bound: 1 << 20, when_full: WhenFull::Wait });
             let (mut put, mut got) = (0u64, Vec::new());
             for (write, size) in steps {
                 if write {
-                    let size = size.min(spool.room(policy));
+                    let size = size.min(spool.room());
                     let bytes: Vec<u8> = (put..put + size as u64).map(|n| u8::try_from(n % 251).unwrap()).collect();
-                    spool.append(&bytes, policy, &mut scratch);
+                    spool.append(&bytes, &mut scratch);
                     put += size as u64;
                 } else {
                     let mut left = size;

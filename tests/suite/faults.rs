@@ -182,11 +182,8 @@ fn scar_10_a_create_that_succeeds_and_then_fails_is_undone() {
 
 #[test]
 fn containerd_killed_in_the_middle_of_everything() {
-    let mut rig = Rig::new();
     // containerd 1.6 adopts a shim that never got its Create, and cannot delete it: it ends by itself.
-    rig.set_variable("CLEAT_UNNEEDED_SECONDS", "1");
-    rig.end_containerd(libc::SIGKILL);
-    rig.start_containerd();
+    let mut rig = Rig::with_impatient_shims();
     for round in 0..3 {
         let mut runs: Vec<_> = (0..4)
             .map(|i| {

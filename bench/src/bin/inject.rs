@@ -130,11 +130,7 @@ fn main() {
 async fn run(shim: &Path, operation: Option<String>, call: Option<String>) -> Result<usize> {
     let driver = Driver::new("inject", shim).await?;
     let result = all(&driver, operation.as_deref(), call.as_deref()).await;
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !driver.leftovers().is_empty() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let left = driver.leftovers();
+    let left = driver.leftovers_after(Duration::from_secs(10)).await;
     driver.tidy();
     let amiss = result?;
     left.iter().for_each(|what| println!("left: {what}"));
@@ -143,9 +139,7 @@ async fn run(shim: &Path, operation: Option<String>, call: Option<String>) -> Re
 
 async fn all(driver: &Rc<Driver>, only: Option<&str>, call: Option<&str>) -> Result<usize> {
     let id = driver.fresh("survivor");
-    let (pod, mut client) = driver.pod(&id, &["sleep", "10000"]).await?;
-    client.call::<api::PidResponse>("Create", &driver.create_request(&id, &pod.bundle)).await?;
-    client.process::<api::PidResponse>("Start", &id, "").await?;
+    let (pod, client) = driver.running(&id, &["sleep", "10000"]).await?;
     let shim = *driver.shims().first().ok_or_else(|| DriverError("no shim".to_owned()))?;
     let mut trial = Trial { driver: Rc::clone(driver), pod, client, shim };
     let mut amiss = 0;
@@ -162,11 +156,7 @@ async fn all(driver: &Rc<Driver>, only: Option<&str>, call: Option<&str>) -> Res
         }
     }
     let Trial { pod, mut client, .. } = trial;
-    client.kill(&pod.id, "", 9).await?;
-    client.process::<api::WaitResponse>("Wait", &pod.id, "").await?;
-    client.process::<api::DeleteResponse>("Delete", &pod.id, "").await?;
-    client.shutdown(&pod.id).await?;
-    driver.clean_up(&pod.id, &pod.bundle).await?;
+    driver.end(&mut client, &pod).await?;
     Ok(amiss)
 }
 

@@ -2,14 +2,13 @@
 //! other's. Loads: bulk (64 KiB writes), lines (100-byte writes), a console, 50 containers of one pod that write lines. The reader takes
 //! 32 KiB at a time, as containerd does (io.CopyBuffer).
 
-use cleat::protocol::{Empty, task as api};
-use cleat_bench::{Client, Driver, DriverError, measure};
+use cleat::protocol::task as api;
+use cleat_bench::{Client, Driver, DriverError, Pod, measure};
 use std::{
     io::Read,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
 
@@ -142,15 +141,13 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
         let flags = rustix::fs::fcntl_getfl(&reader).map_err(|e| DriverError(e.to_string()))?;
         rustix::fs::fcntl_setfl(&reader, flags - rustix::fs::OFlags::NONBLOCK)
             .map_err(|e| DriverError(e.to_string()))?;
-        members.push((id, bundle, reader));
+        members.push((Pod { id, bundle, socket: socket.clone() }, reader));
     }
     let pid = *driver.shims().first().ok_or_else(|| DriverError("no shim".to_owned()))?;
     let expected = load.write * load.writes;
-    let received = std::sync::Arc::new(AtomicU64::new(0));
-    let mut threads = Vec::new();
-    let mut rest = Vec::new();
-    for (id, bundle, mut reader) in members {
-        let received = std::sync::Arc::clone(&received);
+    let (mut threads, mut pods) = (Vec::new(), Vec::new());
+    for (pod, mut reader) in members {
+        pods.push(pod);
         threads.push(std::thread::spawn(move || {
             let mut buffer = vec![0; 32 << 10];
             let mut left = expected;
@@ -160,46 +157,42 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
                     Ok(n) => left = left.saturating_sub(n as u64),
                 }
             }
-            received.fetch_add(expected - left, Ordering::Relaxed);
-            reader
+            // Open until the container is deleted, as a client's.
+            (expected - left, reader)
         }));
-        rest.push((id, bundle));
     }
     let mut client = Client::connect(&socket).await?;
     let before = measure::work(pid);
     let begun = Instant::now();
-    for (id, _) in &rest {
-        client.process::<api::PidResponse>("Start", id, "").await?;
+    for pod in &pods {
+        client.process::<api::PidResponse>("Start", &pod.id, "").await?;
     }
     while threads.iter().any(|thread| !thread.is_finished()) {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     let seconds = begun.elapsed().as_secs_f64();
     let after = measure::work(pid);
-    drop(threads);
-    for (id, bundle) in rest.iter().rev() {
-        client.process::<api::WaitResponse>("Wait", id, "").await?;
-        client.process::<api::DeleteResponse>("Delete", id, "").await?;
-        if *id == first {
-            let _ =
-                client.call::<Empty>("Shutdown", &api::ShutdownRequest { id: id.clone(), now: false }).await;
-        }
-        driver.clean_up(id, bundle).await?;
+    let readers: Vec<_> =
+        threads.into_iter().map(|thread| thread.join().expect("a reader panicked")).collect();
+    let received: u64 = readers.iter().map(|(bytes, _)| bytes).sum();
+    // The first container's shim is everybody's: it goes last.
+    for pod in pods.iter().rev() {
+        client.process::<api::WaitResponse>("Wait", &pod.id, "").await?;
+        driver.finish(&mut client, pod).await?;
     }
-    #[expect(clippy::cast_precision_loss, reason = "figures for a table")]
-    let (bytes, writes) =
-        (received.load(Ordering::Relaxed) as f64, (load.writes * load.containers as u64) as f64);
-    #[expect(clippy::cast_precision_loss, reason = "figures for a table")]
-    let switches = (after.1 - before.1) as f64;
-    #[expect(clippy::cast_precision_loss, reason = "figures for a table")]
-    let whole = (expected * load.containers as u64) as f64;
-    if (bytes - whole).abs() > 0.5 {
-        return Err(DriverError(format!("{bytes} of {whole} bytes arrived")));
+    let whole = expected * load.containers as u64;
+    if received != whole {
+        return Err(DriverError(format!("{received} of {whole} bytes arrived")));
     }
     Ok(Figures {
-        megabytes_per_second: bytes / seconds / 1e6,
-        writes_per_second: writes / seconds,
+        megabytes_per_second: float(received) / seconds / 1e6,
+        writes_per_second: float(load.writes * load.containers as u64) / seconds,
         cpu: after.0 - before.0,
-        switches,
+        switches: float(after.1 - before.1),
     })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for a table")]
+fn float(n: u64) -> f64 {
+    n as f64
 }

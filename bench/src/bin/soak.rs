@@ -4,7 +4,7 @@
 //! Each shim has eight workers: six run execs in two pods that live as long as the soak (exit statuses 0-199,
 //! some killed), two run lives: start, Create, Start, exit or kill, Delete, Shutdown, `delete`.
 
-use cleat::protocol::{Empty, task as api};
+use cleat::protocol::task as api;
 use cleat_bench::{Client, Driver, DriverError, Pod, Verdict, measure};
 use std::{
     cell::{Cell, RefCell},
@@ -95,11 +95,7 @@ fn run(label: &str, shim: &std::path::Path, time: Duration) -> Column {
         if let Err(e) = soak(&driver, &tally, time).await {
             tally.fail(&e);
         }
-        let deadline = Instant::now() + Duration::from_secs(15);
-        while !driver.leftovers().is_empty() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        tally.left.replace(driver.leftovers());
+        tally.left.replace(driver.leftovers_after(Duration::from_secs(15)).await);
         driver.tidy();
         column(label, &driver, &tally)
     })
@@ -111,9 +107,7 @@ async fn soak(driver: &Rc<Driver>, tally: &Rc<Tally>, time: Duration) -> Result<
     let mut pods = Vec::new();
     for _ in 0..EXEC_PODS {
         let id = driver.fresh("pod");
-        let (pod, mut client) = driver.pod(&id, &["sleep", "1000000"]).await?;
-        client.call::<api::PidResponse>("Create", &driver.create_request(&id, &pod.bundle)).await?;
-        client.process::<api::PidResponse>("Start", &id, "").await?;
+        let (pod, mut client) = driver.running(&id, &["sleep", "1000000"]).await?;
         let connect: api::ConnectResponse = client.call("Connect", &api::ContainerRequest { id }).await?;
         pods.push((Rc::new(pod), connect.shim_pid));
     }
@@ -140,7 +134,7 @@ async fn soak(driver: &Rc<Driver>, tally: &Rc<Tally>, time: Duration) -> Result<
     tally.cpu.set(pods.iter().map(|(_, pid)| measure::cpu_seconds(*pid)).sum());
     for (pod, _) in pods {
         let mut client = Client::connect(&pod.socket).await?;
-        end_life(driver, &mut client, &pod, Ending::Kill).await?;
+        driver.end(&mut client, &pod).await?;
         settle_life(driver, tally, &pod.id, 137).await;
     }
     Ok(())
@@ -239,7 +233,7 @@ async fn one_life(
     }
     let waited: api::WaitResponse = waiter.answer("Wait", wait).await?;
     drop(waiter);
-    let deleted = end_life(driver, &mut client, &pod, Ending::Exit).await?;
+    let deleted = driver.finish(&mut client, &pod).await?;
     bump(&tally.lives);
     if waited.exit_status != status || deleted != status {
         bump(&tally.wrong);
@@ -247,25 +241,6 @@ async fn one_life(
     let (driver, tally, id) = (Rc::clone(driver), Rc::clone(tally), id.to_owned());
     tokio::task::spawn_local(async move { settle_life(&driver, &tally, &id, status).await });
     Ok(())
-}
-
-/// Kills what runs, deletes, shuts down, cleans up. Returns the status that Delete answered.
-async fn end_life(
-    driver: &Driver,
-    client: &mut Client,
-    pod: &Pod,
-    ending: Ending,
-) -> Result<u32, DriverError> {
-    if ending == Ending::Kill {
-        client.kill(&pod.id, "", 9).await?;
-        client.process::<api::WaitResponse>("Wait", &pod.id, "").await?;
-    }
-    let deleted: api::DeleteResponse = client.process("Delete", &pod.id, "").await?;
-    let request = api::ShutdownRequest { id: pod.id.clone(), now: false };
-    // The shim may end before its answer is out.
-    let _ = client.call::<Empty>("Shutdown", &request).await;
-    driver.clean_up(&pod.id, &pod.bundle).await?;
-    Ok(deleted.exit_status)
 }
 
 async fn settle_life(driver: &Driver, tally: &Tally, id: &str, status: u32) {

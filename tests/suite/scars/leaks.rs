@@ -20,10 +20,7 @@ fn anonymous_kib(pid: u32) -> u64 {
 // containerd #12344, #6771, #12510. Defence: Shutdown's answer, the end of an unneeded shim, `delete`.
 #[test]
 fn scar_11_churn_with_containerd_killed_in_the_middle_leaves_nothing() {
-    let mut rig = Rig::new();
-    rig.set_variable("CLEAT_UNNEEDED_SECONDS", "1");
-    rig.end_containerd(libc::SIGKILL);
-    rig.start_containerd();
+    let mut rig = Rig::with_impatient_shims();
     let run = |rig: &Rig, id: &str| {
         let arguments = ["run", "--rm", "--null-io", "--runtime", CLEAT, IMAGE, id, "true"];
         let mut command = rig.ctr_command(arguments);
@@ -54,10 +51,7 @@ fn scar_11_churn_with_containerd_killed_in_the_middle_leaves_nothing() {
 // Found by the test above. Defence: `Bundle::is_gone` in `Shim::adopt`; `Shim::delete_given_up`.
 #[test]
 fn scar_11_a_container_whose_bundle_containerd_has_removed_does_not_keep_the_shim() {
-    let mut rig = Rig::new();
-    rig.set_variable("CLEAT_UNNEEDED_SECONDS", "1");
-    rig.end_containerd(libc::SIGTERM);
-    rig.start_containerd();
+    let rig = Rig::with_impatient_shims();
     rig.run_in_group("a", "a", &["sleep", "1000"]);
     // What containerd does when it is started again during a Create: it finds no task and clears up.
     let take = |id: &str| {

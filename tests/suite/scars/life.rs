@@ -320,10 +320,7 @@ fn scar_73_a_start_that_fails_after_the_daemon_is_up_takes_it_along() {
 // containerd #12344: a daemon with no container, no bundle and no client. Defence: `serve/unneeded.rs`.
 #[test]
 fn scar_11_a_shim_that_nobody_needs_ends_and_one_with_a_container_does_not() {
-    let mut rig = Rig::new();
-    rig.set_variable("CLEAT_UNNEEDED_SECONDS", "1");
-    rig.end_containerd(libc::SIGTERM);
-    rig.start_containerd();
+    let mut rig = Rig::with_impatient_shims();
     rig.run("a", &["sleep", "1000"]);
     let shim = rig.shim();
     let place = Place::new("unneeded");

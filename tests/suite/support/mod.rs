@@ -184,6 +184,15 @@ impl Rig {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
+    /// A rig whose shims end a second after nobody needs them any more.
+    pub fn with_impatient_shims() -> Self {
+        let mut rig = Self::new();
+        rig.set_variable("CLEAT_UNNEEDED_SECONDS", "1");
+        rig.end_containerd(libc::SIGKILL);
+        rig.start_containerd();
+        rig
+    }
+
     /// `ctr run -d` of a command.
     pub fn run(&self, id: &str, command: &[&str]) {
         self.run_with(&["--runtime", CLEAT], id, command);
