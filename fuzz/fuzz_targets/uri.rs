@@ -1,6 +1,9 @@
 //! The three channels as a client names them.
 #![no_main]
-use cleat::{container::Stdio, io::Plan};
+use cleat::{
+    container::Stdio,
+    io::{Plan, SpoolPolicy},
+};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);

@@ -95,6 +95,7 @@ async fn serve(common: &Common, listener: OwnedFd) -> Result<(), ServeError> {
 
     reap(&reaper, &shim).map_err(setup("watch SIGCHLD"))?;
     dump::on_signal(&shim, &load).map_err(setup("watch SIGUSR1"))?;
+    sys::signals::unblock().map_err(setup("unblock signals"))?;
     tokio::task::spawn_local(idle.run());
     match std::env::var("TTRPC_ADDRESS") {
         Ok(address) if !address.is_empty() => {

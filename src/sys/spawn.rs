@@ -27,13 +27,13 @@ pub fn dependent(command: &mut Command) -> io::Result<u32> {
     started(command)
 }
 
-/// Starts the daemon: own process group, `listeners` as descriptors 3, 4 …
+/// Starts the daemon: own process group, `listeners` as descriptors 3, 4 …, signals waiting until it calls `signals::unblock`.
 pub fn daemon(command: &mut Command, listeners: Vec<OwnedFd>) -> io::Result<u32> {
     command.process_group(0);
     let numbers: Vec<RawFd> = listeners.iter().map(AsRawFd::as_raw_fd).collect();
-    // SAFETY: the hook only duplicates descriptors, on memory allocated before the fork.
+    // SAFETY: the hook duplicates descriptors, on memory allocated before the fork, and sets the signal mask.
     unsafe {
-        command.pre_exec(move || place(&numbers));
+        command.pre_exec(move || place(&numbers).and_then(|()| super::signals::block()));
     }
     let pid = started(command);
     drop(listeners);

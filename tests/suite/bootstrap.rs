@@ -1,6 +1,6 @@
 //! The command line: `start`, `delete`, `-info`, `-v`, without a containerd.
 
-use crate::support::{self, alive, cmdline, kill, shim_binary, until};
+use crate::support::{Place, alive, cmdline, feed, kill, shim_binary, until};
 use cleat::protocol::{
     Any,
     bootstrap::{BootstrapResult, Extension, Params},
@@ -10,80 +10,10 @@ use cleat::protocol::{
 use prost::Message;
 use std::{
     fs,
-    io::Write,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
 };
-
-struct Place {
-    dir: PathBuf,
-}
-
-impl Place {
-    fn new(name: &str) -> Self {
-        let dir = PathBuf::from(format!("/run/cleat-test-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        Self { dir }
-    }
-
-    fn bundle(&self, id: &str, config: &str) -> PathBuf {
-        let bundle = self.dir.join(id);
-        fs::create_dir_all(&bundle).unwrap();
-        fs::write(bundle.join("config.json"), config).unwrap();
-        bundle
-    }
-
-    /// The command as containerd runs it. Events go to a socket that is not there.
-    fn command(&self, id: &str, action: &str) -> Command {
-        let mut command = Command::new(shim_binary());
-        let address = self.dir.join("c.sock");
-        command
-            .args(["-namespace", "cleat-test", "-id", id, "-address"])
-            .arg(&address)
-            .args(["-publish-binary", "/bin/true", action])
-            .current_dir(self.dir.join(id))
-            .env("TTRPC_ADDRESS", self.dir.join("c.sock.ttrpc"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    fn start(&self, id: &str, input: &[u8]) -> Output {
-        feed(self.command(id, "start"), input)
-    }
-
-    fn daemons(&self) -> Vec<u32> {
-        let address = self.dir.join("c.sock").to_string_lossy().into_owned();
-        support::all_pids()
-            .into_iter()
-            .filter(|pid| {
-                let words = cmdline(*pid);
-                words.contains(&address) && !words.contains(&"start".to_owned())
-            })
-            .collect()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut orphans = self.daemons();
-        for pid in &orphans {
-            kill(*pid, libc::SIGTERM);
-        }
-        orphans.retain(|pid| alive(*pid));
-        until("daemons end at SIGTERM", || orphans.iter().all(|pid| !alive(*pid)));
-        fs::remove_dir_all(&self.dir).unwrap();
-    }
-}
-
-fn feed(mut command: Command, input: &[u8]) -> Output {
-    let mut child = command.spawn().unwrap();
-    // It may refuse before it has read all.
-    let _ = child.stdin.take().unwrap().write_all(input);
-    child.wait_with_output().unwrap()
-}
 
 fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
@@ -114,6 +44,21 @@ fn start_prints_the_address_and_a_second_one_finds_the_shim() {
     assert_eq!(fs::read_link(format!("/proc/{}/cwd", daemons[0])).unwrap(), place.dir.join("a"));
     kill(daemons[0], libc::SIGTERM);
     until("the socket is gone", || !socket(&address).exists());
+}
+
+// Defence: `sys::signals::block` in `sys::spawn::daemon`.
+#[test]
+fn a_daemon_that_is_told_to_end_before_it_listens_removes_its_socket() {
+    let place = Place::new("early");
+    for round in 0..20 {
+        let id = format!("r{round}");
+        place.bundle(&id, "{}");
+        let address = stdout(&place.start(&id, b""));
+        let daemons = place.daemons();
+        daemons.iter().for_each(|pid| kill(*pid, libc::SIGTERM));
+        until("the daemon ends", || daemons.iter().all(|pid| !alive(*pid)));
+        assert_eq!((daemons.len(), socket(&address).exists()), (1, false), "round {round}");
+    }
 }
 
 // Defence: `socket::lock`.

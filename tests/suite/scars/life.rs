@@ -1,71 +1,12 @@
 //! Start, delete, life and death.
 
 use super::{ends, process};
-use crate::support::{self, GROUP, IMAGE, Rig, alive, kill, read_all, shim_binary, until};
+use crate::support::{self, GROUP, IMAGE, Place, Rig, alive, kill, read_all, shim_binary, until};
 use cleat::protocol::Empty;
 use std::{
-    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
-
-/// Bundles and shims without a containerd.
-struct Place {
-    dir: PathBuf,
-}
-
-impl Place {
-    fn new(name: &str) -> Self {
-        let dir = PathBuf::from(format!("/run/cleat-test-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        Self { dir }
-    }
-
-    fn bundle(&self, id: &str, config: &str) -> PathBuf {
-        let bundle = self.dir.join(id);
-        std::fs::create_dir_all(&bundle).unwrap();
-        std::fs::write(bundle.join("config.json"), config).unwrap();
-        bundle
-    }
-
-    /// `start` of a bundle, run by a shell after `before`.
-    fn start_after(&self, id: &str, before: &str, flags: &str) -> Command {
-        let mut command = Command::new("sh");
-        let line = format!(
-            "{before}; {} {flags} -namespace cleat-test -id {id} -address {}/c.sock start",
-            shim_binary().display(),
-            self.dir.display()
-        );
-        command.args(["-c", &line]).current_dir(self.dir.join(id)).stdin(Stdio::null());
-        command.env("TTRPC_ADDRESS", self.dir.join("c.sock.ttrpc"));
-        command
-    }
-
-    fn delete(&self, id: &str) -> std::process::Output {
-        let mut command = Command::new(shim_binary());
-        command.args(["-namespace", "cleat-test", "-id", id, "-address"]).arg(self.dir.join("c.sock"));
-        command.arg("-bundle").arg(self.dir.join(id)).arg("delete").stdin(Stdio::null());
-        command.current_dir(&self.dir).output().unwrap()
-    }
-
-    fn daemons(&self) -> Vec<u32> {
-        let address = self.dir.join("c.sock").to_string_lossy().into_owned();
-        let ours = |pid: &u32| {
-            let words = support::cmdline(*pid);
-            words.contains(&address) && !words.contains(&"start".to_owned()) && words[0] != "sh"
-        };
-        support::all_pids().into_iter().filter(ours).collect()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let daemons = self.daemons();
-        daemons.iter().for_each(|pid| kill(*pid, libc::SIGTERM));
-        until("daemons end at SIGTERM", || daemons.iter().all(|pid| !alive(*pid)));
-        std::fs::remove_dir_all(&self.dir).unwrap();
-    }
-}
 
 /// The faults that a test may ask for are in debug builds only.
 fn use_debug_build(rig: &Rig) {

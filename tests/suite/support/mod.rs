@@ -2,10 +2,12 @@
 
 mod direct;
 mod events;
+mod place;
 mod process;
 
 pub use direct::{Direct, exec_request, fifo, process_spec};
 pub use events::EventLog;
+pub use place::{Place, feed};
 pub use process::{
     alive, all as all_pids, children, cmdline, fd_count, kill, process_state, read_all, until,
 };
