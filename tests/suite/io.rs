@@ -1,28 +1,15 @@
 //! stdin, stdout, stderr and consoles: every byte, and the end.
 
-use crate::support::{self, CLEAT, Direct, IMAGE, Rig, fifo, read_all};
+use crate::support::{self, CLEAT, Direct, IMAGE, Rig, fifo, read_all, reader, text};
 use cleat::protocol::{Empty, task as api};
 use std::{
     fs::OpenOptions,
     io::{Read, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
     process::Stdio,
 };
 
 fn process(exec: &str) -> api::ProcessRequest {
     api::ProcessRequest { id: "a".into(), exec_id: exec.into() }
-}
-
-fn text(path: &Path) -> String {
-    path.to_str().unwrap().to_owned()
-}
-
-/// Opens a fifo for reading without waiting for a writer.
-fn reader(path: &Path) -> std::fs::File {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
-    rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty()).unwrap();
-    file
 }
 
 fn pattern(length: usize) -> Vec<u8> {

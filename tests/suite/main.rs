@@ -20,5 +20,6 @@ mod io;
 mod lifecycle;
 mod recorded;
 mod scars;
+mod streams;
 mod support;
 mod upgrade;

@@ -1,10 +1,12 @@
 //! A private containerd, what one does with it, and the check that nothing is left behind.
 
+mod calls;
 mod direct;
 mod events;
 mod place;
 mod process;
 
+pub use calls::{add, delete, ends, process, reader, script, signal, start, text, wait};
 pub use direct::{Direct, exec_request, fifo, process_spec};
 pub use events::EventLog;
 pub use place::{Place, feed};
