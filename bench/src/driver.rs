@@ -199,6 +199,11 @@ impl Driver {
     pub async fn pod(self: &Rc<Self>, id: &str, arguments: &[&str]) -> Result<(Pod, Client)> {
         let bundle = self.bundle(id, id, arguments).await?;
         let socket = self.start(id, &bundle).await?;
+        self.adopt(id, bundle, socket).await
+    }
+
+    /// Connects to the shim of a bundle that was started.
+    pub async fn adopt(&self, id: &str, bundle: PathBuf, socket: PathBuf) -> Result<(Pod, Client)> {
         self.sockets.borrow_mut().push(socket.clone());
         self.sockets_of.borrow_mut().insert(id.to_owned(), socket.clone());
         let client = Client::connect(&socket).await?;
@@ -445,6 +450,11 @@ impl Client {
     pub async fn kill(&mut self, id: &str, exec: &str, signal: u32) -> Result<()> {
         let request = api::KillRequest { id: id.to_owned(), exec_id: exec.to_owned(), signal, all: false };
         self.call::<Empty>("Kill", &request).await.map(|_| ())
+    }
+
+    /// The shim's own pid, as it says.
+    pub async fn shim_pid(&mut self, id: &str) -> Result<u32> {
+        self.process::<api::ConnectResponse>("Connect", id, "").await.map(|answer| answer.shim_pid)
     }
 
     /// Asks the shim to end.

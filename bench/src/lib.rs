@@ -3,6 +3,7 @@
 //! Works with every shim that follows containerd's shim protocol, so that one can stand beside another in the same run.
 //! Needs root, runc and a static busybox; keeps to its own directory, namespace and cgroup.
 
+pub mod bench;
 mod driver;
 mod ledger;
 pub mod measure;

@@ -5,6 +5,11 @@ pub fn private_kib(pid: u32) -> u64 {
     rollup(pid, "Private_")
 }
 
+/// Resident KiB.
+pub fn rss_kib(pid: u32) -> u64 {
+    rollup(pid, "Rss:")
+}
+
 /// Proportional set size, KiB.
 pub fn pss_kib(pid: u32) -> u64 {
     rollup(pid, "Pss:")

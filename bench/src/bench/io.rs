@@ -1,9 +1,9 @@
-//! `io ROUNDS [LOAD...] LABEL=SHIM...`: how a shim moves what containers write, shim beside shim, alternating. The first shim's figures are divided by each
-//! other's. Loads: bulk (64 KiB writes), lines (100-byte writes), a console, 50 containers of one pod that write lines. The reader takes
-//! 32 KiB at a time, as containerd does (io.CopyBuffer).
+//! How a shim moves what containers write. Loads: bulk (64 KiB writes), lines (100-byte writes), a console, 50 containers of one pod that
+//! write lines. The reader takes 32 KiB at a time, as containerd does (io.CopyBuffer).
 
+use super::{Measure, Report, Subject, float};
+use crate::{Client, Driver, DriverError, Pod, measure as kernel};
 use cleat::protocol::task as api;
-use cleat_bench::{Client, Driver, DriverError, Pod, measure};
 use std::{
     io::Read,
     os::unix::fs::OpenOptionsExt,
@@ -16,7 +16,10 @@ type Result<T> = std::result::Result<T, DriverError>;
 
 /// A load: what each container runs, how many there are, and what it moves.
 struct Load {
-    name: &'static str,
+    rate: Measure,
+    lines: Measure,
+    cpu: Measure,
+    switches: Measure,
     containers: usize,
     /// Arguments of dd(1): size of a write, number of writes.
     write: u64,
@@ -25,10 +28,46 @@ struct Load {
 }
 
 const LOADS: &[Load] = &[
-    Load { name: "bulk", containers: 1, write: 64 << 10, writes: 24 << 10, terminal: false },
-    Load { name: "lines", containers: 1, write: 100, writes: 3_000_000, terminal: false },
-    Load { name: "console", containers: 1, write: 4096, writes: 16 << 10, terminal: true },
-    Load { name: "chatty", containers: 50, write: 100, writes: 40_000, terminal: false },
+    Load {
+        rate: Measure::more("io", "bulk", "MB/s"),
+        lines: Measure::more("io", "bulk", "writes/s"),
+        cpu: Measure::less("io", "bulk: shim CPU", "s"),
+        switches: Measure::less("io", "bulk: context switches", ""),
+        containers: 1,
+        write: 64 << 10,
+        writes: 24 << 10,
+        terminal: false,
+    },
+    Load {
+        rate: Measure::more("io", "lines", "MB/s"),
+        lines: Measure::more("io", "lines", "writes/s"),
+        cpu: Measure::less("io", "lines: shim CPU", "s"),
+        switches: Measure::less("io", "lines: context switches", ""),
+        containers: 1,
+        write: 100,
+        writes: 3_000_000,
+        terminal: false,
+    },
+    Load {
+        rate: Measure::more("io", "console", "MB/s"),
+        lines: Measure::more("io", "console", "writes/s"),
+        cpu: Measure::less("io", "console: shim CPU", "s"),
+        switches: Measure::less("io", "console: context switches", ""),
+        containers: 1,
+        write: 4096,
+        writes: 16 << 10,
+        terminal: true,
+    },
+    Load {
+        rate: Measure::more("io", "50 chatty", "MB/s"),
+        lines: Measure::more("io", "50 chatty", "writes/s"),
+        cpu: Measure::less("io", "50 chatty: shim CPU", "s"),
+        switches: Measure::less("io", "50 chatty: context switches", ""),
+        containers: 50,
+        write: 100,
+        writes: 40_000,
+        terminal: false,
+    },
 ];
 
 /// What one run showed.
@@ -40,73 +79,21 @@ struct Figures {
     switches: f64,
 }
 
-fn main() {
-    let mut arguments = std::env::args().skip(1).peekable();
-    let rounds: usize = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(0);
-    let mut only = Vec::new();
-    while let Some(name) = arguments.next_if(|word| !word.contains('=')) {
-        only.push(name);
-    }
-    let shims: Vec<(String, PathBuf)> = arguments
-        .filter_map(|a| a.split_once('=').map(|(label, path)| (label.to_owned(), PathBuf::from(path))))
-        .collect();
-    if rounds == 0 || shims.is_empty() {
-        eprintln!("usage: io ROUNDS [LOAD...] LABEL=SHIM...");
-        std::process::exit(2);
-    }
-    println!(
-        "{:8} {:>8} {:>9} {:>11} {:>9} {:>10} | of the first, divided by this one's: rate, CPU, switches",
-        "load", "shim", "MB/s", "writes/s", "CPU s", "switches"
-    );
-    for load in LOADS.iter().filter(|load| only.is_empty() || only.iter().any(|name| name == load.name)) {
-        if let Err(e) = compare(load, rounds, &shims) {
-            eprintln!("io: {}: {e}", load.name);
-            std::process::exit(1);
+/// Each load in turn, the shims taking turns.
+pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<()> {
+    for load in LOADS {
+        for _ in 0..subject.rounds.clamp(1, 5) {
+            for (shim, driver) in subject.drivers.iter().enumerate() {
+                let figures = measured(load, driver).await?;
+                report.add(load.rate, shim, figures.megabytes_per_second);
+                report.add(load.lines, shim, figures.writes_per_second);
+                report.add(load.cpu, shim, figures.cpu);
+                report.add(load.switches, shim, figures.switches);
+            }
         }
-    }
-}
-
-fn compare(load: &Load, rounds: usize, shims: &[(String, PathBuf)]) -> Result<()> {
-    let mut all: Vec<Vec<Figures>> = vec![Vec::new(); shims.len()];
-    for _ in 0..rounds {
-        for ((label, path), figures) in shims.iter().zip(&mut all) {
-            figures.push(run(load, label, path)?);
-        }
-    }
-    let median = |figures: &[Figures], of: fn(&Figures) -> f64| {
-        let mut values: Vec<f64> = figures.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    let of: [fn(&Figures) -> f64; 4] =
-        [|f| f.megabytes_per_second, |f| f.writes_per_second, |f| f.cpu, |f| f.switches];
-    let medians: Vec<[f64; 4]> = all.iter().map(|figures| of.map(|of| median(figures, of))).collect();
-    for ((label, _), m) in shims.iter().zip(&medians) {
-        let first = &medians[0];
-        println!(
-            "{:8} {label:>8} {:>9.0} {:>11.0} {:>9.3} {:>10.0} | {:>5.2} {:>5.2} {:>5.2}",
-            load.name,
-            m[0],
-            m[1],
-            m[2],
-            m[3],
-            first[0] / m[0],
-            first[2] / m[2],
-            first[3] / m[3]
-        );
+        report.print_news();
     }
     Ok(())
-}
-
-fn run(load: &Load, label: &str, shim: &Path) -> Result<Figures> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| DriverError(e.to_string()))?;
-    tokio::task::LocalSet::new().block_on(&runtime, async {
-        let driver = Driver::new(label, shim).await?;
-        let figures = measured(load, &driver).await;
-        driver.tidy();
-        figures
-    })
 }
 
 async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
@@ -143,7 +130,6 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
             .map_err(|e| DriverError(e.to_string()))?;
         members.push((Pod { id, bundle, socket: socket.clone() }, reader));
     }
-    let pid = *driver.shims().first().ok_or_else(|| DriverError("no shim".to_owned()))?;
     let expected = load.write * load.writes;
     let (mut threads, mut pods) = (Vec::new(), Vec::new());
     for (pod, mut reader) in members {
@@ -162,7 +148,8 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
         }));
     }
     let mut client = Client::connect(&socket).await?;
-    let before = measure::work(pid);
+    let pid = client.shim_pid(&first).await?;
+    let before = kernel::work(pid);
     let begun = Instant::now();
     for pod in &pods {
         client.process::<api::PidResponse>("Start", &pod.id, "").await?;
@@ -171,7 +158,7 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     let seconds = begun.elapsed().as_secs_f64();
-    let after = measure::work(pid);
+    let after = kernel::work(pid);
     let readers: Vec<_> =
         threads.into_iter().map(|thread| thread.join().expect("a reader panicked")).collect();
     let received: u64 = readers.iter().map(|(bytes, _)| bytes).sum();
@@ -190,9 +177,4 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
         cpu: after.0 - before.0,
         switches: float(after.1 - before.1),
     })
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures for a table")]
-fn float(n: u64) -> f64 {
-    n as f64
 }

@@ -1,0 +1,69 @@
+//! Shim against shim, taking turns in the same run: latency, memory, throughput, input and output.
+
+mod io;
+mod latency;
+mod memory;
+mod report;
+mod throughput;
+
+use crate::{Driver, DriverError};
+pub use report::{Measure, Report, chart};
+use std::{path::PathBuf, rc::Rc, time::Instant};
+
+/// What can be measured.
+pub const SUBJECTS: [&str; 4] = ["latency", "memory", "throughput", "io"];
+
+/// What to measure, and how.
+pub struct Plan {
+    /// Some of [`SUBJECTS`].
+    pub subjects: Vec<String>,
+    /// Rounds of each; throughput and io take 5 at most.
+    pub rounds: usize,
+    /// How many idle shims are looked at.
+    pub shims: usize,
+    /// Labels and binaries.
+    pub binaries: Vec<(String, PathBuf)>,
+}
+
+struct Subject<'a> {
+    drivers: &'a [Rc<Driver>],
+    rounds: usize,
+    shims: usize,
+}
+
+/// Measures; prints the table as it comes. Call inside a tokio `LocalSet`.
+pub async fn run(plan: &Plan) -> Result<Report, DriverError> {
+    let mut report = Report::new(plan.binaries.iter().map(|(label, _)| label.clone()).collect());
+    report.print_head();
+    let mut drivers = Vec::new();
+    for (label, binary) in &plan.binaries {
+        drivers.push(Driver::new(label, binary).await?);
+    }
+    let done = subjects(plan, &drivers, &mut report).await;
+    drivers.iter().for_each(|driver| driver.tidy());
+    done.map(|()| report)
+}
+
+async fn subjects(plan: &Plan, drivers: &[Rc<Driver>], report: &mut Report) -> Result<(), DriverError> {
+    let subject = Subject { drivers, rounds: plan.rounds, shims: plan.shims };
+    for name in &plan.subjects {
+        match name.as_str() {
+            "latency" => latency::measure(&subject, report).await?,
+            "memory" => memory::measure(&subject, report).await?,
+            "throughput" => throughput::measure(&subject, report).await?,
+            "io" => io::measure(&subject, report).await?,
+            other => return Err(DriverError(format!("{other} is none of {SUBJECTS:?}"))),
+        }
+        report.print_news();
+    }
+    Ok(())
+}
+
+fn milliseconds(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1000.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for a table")]
+fn float(n: u64) -> f64 {
+    n as f64
+}
