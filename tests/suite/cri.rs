@@ -1,6 +1,9 @@
 //! Kubernetes' side: pods through the CRI plugin, by crictl. `./dev cri PEERS` runs them, one after the other.
 
-use crate::support::{Rig, alive, containerd_binary, image, kill, read_all, shim_binary, until};
+use crate::{
+    streams,
+    support::{Rig, alive, containerd_binary, image, kill, read_all, shim_binary, until},
+};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -54,7 +57,11 @@ impl Cri {
             fs::create_dir_all(dir.join("cni")).unwrap();
             fs::write(dir.join("cni/10-cleat.conflist"), network.to_string()).unwrap();
             // Seen to be called: containerd hands the options over as TOML.
-            fs::write(dir.join("options.toml"), format!("BinaryName = '{}/oci'\n", dir.display())).unwrap();
+            fs::write(
+                dir.join("options.toml"),
+                format!("BinaryName = '{}/oci'\nSpool = '256Mi'\n", dir.display()),
+            )
+            .unwrap();
             fs::write(
                 dir.join("oci"),
                 format!("#!/bin/sh\ntouch {}/oci-called\nexec runc \"$@\"\n", dir.display()),
@@ -304,6 +311,29 @@ fn stats_oom_reason_and_termination_message() {
     let stats: Value = serde_json::from_str(&cri.ok(&["stats", "-o", "json", "--id", &id])).unwrap();
     let memory = &stats["stats"][0]["memory"]["workingSetBytes"]["value"];
     assert!(memory.as_str().is_some_and(|bytes| bytes.parse::<u64>().unwrap() > 0), "{stats}");
+    cri.remove(&pod);
+}
+
+// containerd #9342, #11511. Defence: `io/spool.rs`; its size comes from the handler's options. CLEAT_AWAY_SECONDS: for how long (4).
+#[test]
+#[ignore = "needs crictl: ./dev cri"]
+fn scar_16_a_pod_that_logs_does_not_feel_that_containerd_stands_still() {
+    let cri = Cri::new();
+    let lines = streams::away().as_secs() * 100 + 200;
+    let pod = cri.pod("talks", &Pod { handler: "cleat", ..Pod::default() });
+    let id = cri.container(&pod, "talks", "app", &streams::megabyte_a_second(lines), json!({}));
+    let root = format!("/proc/{}/root", cri.rig.init(&id));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    kill(cri.rig.containerd_pid(), libc::SIGSTOP);
+    std::thread::sleep(streams::away());
+    kill(cri.rig.containerd_pid(), libc::SIGCONT);
+    until("the container has written all", || !read_all(format!("{root}/slowest")).is_empty());
+    let slowest: u64 = read_all(format!("{root}/slowest")).trim().parse().unwrap();
+    fs::write(format!("{root}/leave"), "").unwrap();
+    cri.until_exited(&id);
+    let log = read_all(cri.rig.dir.join("logs/talks/app.log"));
+    assert_eq!(streams::complaint(log.lines().map(|line| line.rsplit(' ').next().unwrap()), lines), None);
+    assert!(slowest <= 5, "a write took {slowest} hundredths of a second");
     cri.remove(&pod);
 }
 

@@ -47,14 +47,14 @@ fn read_to(file: &mut File, end: &str) -> String {
 }
 
 /// How long readers are away.
-fn away() -> Duration {
+pub fn away() -> Duration {
     let seconds = std::env::var("CLEAT_AWAY_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
     Duration::from_secs(seconds)
 }
 
 /// A script that writes `lines` lines of 10,000 bytes, each with its number, 100 a second, and leaves in /slowest how long the slowest
 /// write took, in hundredths of a second.
-fn megabyte_a_second(lines: u64) -> String {
+pub fn megabyte_a_second(lines: u64) -> String {
     format!(
         "line=$(head -c 9993 /dev/zero | tr '\\0' x); slowest=0; i=100000; read last _ < /proc/uptime
          while [ $i -lt {} ]; do
@@ -68,9 +68,9 @@ fn megabyte_a_second(lines: u64) -> String {
 }
 
 /// What is wrong with the lines of [`megabyte_a_second`], if anything.
-fn complaint(output: &str, lines: u64) -> Option<String> {
+pub fn complaint<'a>(output: impl Iterator<Item = &'a str>, lines: u64) -> Option<String> {
     let mut expected = 100_000;
-    for line in output.lines() {
+    for line in output {
         let number = line.get(..6).and_then(|text| text.parse::<u64>().ok());
         if number != Some(expected) || line.len() != 9999 || !line.ends_with('x') {
             return Some(format!("line {expected} is {:?} of {} bytes", line.get(..20), line.len()));
@@ -216,7 +216,7 @@ fn scar_16_a_container_that_logs_does_not_feel_that_its_reader_stands_still() {
     let slowest: u64 = read_all(format!("{root}/slowest")).trim().parse().unwrap();
     std::fs::write(format!("{root}/leave"), "").unwrap();
     client.wait().unwrap();
-    assert_eq!(complaint(&reading.join().unwrap(), lines), None);
+    assert_eq!(complaint(reading.join().unwrap().lines(), lines), None);
     assert!(slowest <= 5, "a write took {slowest} hundredths of a second");
     rig.ctr(["container", "delete", "a"]);
 }
