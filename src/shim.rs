@@ -3,6 +3,10 @@
 //! A command borrows a container, decides, and lets go before it waits: no borrow lives across an await (clippy checks it).
 //! Commands run to their end even if their caller has gone.
 
+mod checkpoint;
+
+pub use checkpoint::{Checkpoint, SaveState};
+
 use crate::{
     bundle::{Bundle, BundleError, RecordedExit},
     cgroups::{Cgroup, OomWatch},
@@ -97,6 +101,14 @@ pub enum ShimError {
     /// The bundle.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// criu failed; containerd's sentence.
+    #[error("{reason} path= {}", log.display())]
+    Checkpoint {
+        /// The first line of what the runtime said.
+        reason: String,
+        /// criu's log.
+        log: PathBuf,
+    },
     /// The rootfs.
     #[error("{context}: {reason}")]
     Rootfs {
@@ -138,6 +150,8 @@ pub struct Create {
     pub stdio: Stdio,
     /// Runtime options.
     pub options: Options,
+    /// Start restores it from there, instead of a new init.
+    pub checkpoint: Option<Checkpoint>,
 }
 
 /// What is known of a process.
@@ -175,6 +189,7 @@ struct Owned {
     state: Container,
     runtime: Runtime,
     options: Options,
+    checkpoint: Option<Checkpoint>,
     has_mounts: bool,
     io: Rc<ProcessIo>,
     exec_io: HashMap<Id, Rc<ProcessIo>>,
@@ -186,6 +201,14 @@ struct Owned {
     exec_starts: Rc<Notify>,
     /// Deletes that came while one was under way: they get the same answer.
     deleters: Vec<oneshot::Sender<Deleted>>,
+}
+
+/// What belongs to an init that lives.
+#[derive(Default)]
+struct Born {
+    pid: u32,
+    cgroup: Option<Rc<Cgroup>>,
+    oom: Option<Rc<OomWatch>>,
 }
 
 /// All containers of one shim.
@@ -297,6 +320,10 @@ impl Shim {
     ) -> Result<u32, ShimError> {
         let Create { id, bundle, options, .. } = request;
         let runtime = Runtime::new(options, &self.namespace, bundle);
+        if request.checkpoint.is_some() {
+            self.insert(request, &runtime, io, pid_namespace, Born::default());
+            return Ok(0);
+        }
         io.start_logger(&self.reaper).await?;
         io.open_stdin()?;
         let console = io.is_terminal().then(|| ConsoleSocket::bind(bundle, "init")).transpose()?;
@@ -333,11 +360,25 @@ impl Shim {
         console: Option<&ConsoleSocket>,
         pid_namespace: PidNamespace,
     ) -> Result<u32, ShimError> {
-        let Create { id, bundle, options, stdio, rootfs } = request;
+        let Create { id, bundle, .. } = request;
         // A containerd that was started again during a create finds no task yet, and clears up.
         if bundle.is_gone() {
             return Err(ShimError::GivenUp(bundle.path().to_owned()));
         }
+        let born = self.born(id, bundle, io, console)?;
+        let pid = born.pid;
+        self.insert(request, runtime, io, pid_namespace, born);
+        Ok(pid)
+    }
+
+    /// Takes the console of a container whose init has just been born, reads its pid, and watches it and its memory.
+    fn born(
+        self: &Rc<Self>,
+        id: &Id,
+        bundle: &Bundle,
+        io: &Rc<ProcessIo>,
+        console: Option<&ConsoleSocket>,
+    ) -> Result<Born, ShimError> {
         if let Some(console) = console {
             io.attach_console(console.receive()?)?;
         }
@@ -349,11 +390,28 @@ impl Shim {
         let cgroup = cgroup.ok();
         let oom = cgroup.as_deref().and_then(|cgroup| self.arm_oom_watch(id, cgroup));
         let key = ProcessKey { container: id.clone(), exec: None };
+        self.reaper
+            .watch_process(pid, key)
+            .map_err(|source| ShimError::Io { verb: "watch the container's init", source })?;
+        Ok(Born { pid, cgroup, oom })
+    }
+
+    /// The container is there from now on; containerd is told.
+    fn insert(
+        &self,
+        request: &Create,
+        runtime: &Runtime,
+        io: &Rc<ProcessIo>,
+        pid_namespace: PidNamespace,
+        Born { pid, cgroup, oom }: Born,
+    ) {
+        let Create { id, bundle, options, stdio, rootfs, checkpoint } = request;
         let state = Container::new(id.clone(), bundle.path().to_owned(), pid, stdio.clone(), pid_namespace);
         let owned = Owned {
             state,
             runtime: runtime.clone(),
             options: options.clone(),
+            checkpoint: checkpoint.clone(),
             has_mounts: !rootfs.is_empty(),
             io: Rc::clone(io),
             exec_io: HashMap::new(),
@@ -363,9 +421,6 @@ impl Shim {
             exec_starts: Rc::default(),
             deleters: Vec::new(),
         };
-        self.reaper
-            .watch_process(pid, key)
-            .map_err(|source| ShimError::Io { verb: "watch the container's init", source })?;
         self.slots.borrow_mut().insert(id.clone(), Slot::There(Box::new(owned)));
         self.note(&format!("{id} created pid={pid}"));
         self.events.push(
@@ -380,11 +435,10 @@ impl Shim {
                     stderr: stdio.stderr.clone(),
                     terminal: stdio.terminal,
                 }),
-                checkpoint: String::new(),
+                checkpoint: checkpoint.as_ref().map_or_else(String::new, Checkpoint::image),
                 pid,
             },
         );
-        Ok(pid)
     }
 
     /// A create that failed may have left state and a waiting init behind.
@@ -455,16 +509,16 @@ impl Shim {
         self.apply(id, Event::StartRequested)?;
         let (runtime, pid, cut_short) =
             self.with(id, |owned| (owned.runtime.clone(), owned.state.init.pid, Rc::clone(&owned.start)))?;
-        match self.runtimes.start(&runtime, id, cut_short).await {
-            Ok(()) => {
-                self.apply(id, Event::Started)?;
-                Ok(pid)
-            }
-            Err(failure) => {
-                self.apply(id, Event::StartFailed)?;
-                Err(ShimError::Runtime { context: "OCI runtime start failed", failure })
-            }
-        }
+        let started = if pid == 0 {
+            Box::pin(self.restore(id)).await
+        } else {
+            let result = self.runtimes.start(&runtime, id, cut_short).await;
+            result
+                .map(|()| pid)
+                .map_err(|failure| ShimError::Runtime { context: "OCI runtime start failed", failure })
+        };
+        self.apply(id, if started.is_ok() { Event::Started } else { Event::StartFailed })?;
+        started
     }
 
     /// Adds an exec; nothing runs yet. `spec` is the process spec, JSON, as the runtime is to read it.
@@ -658,7 +712,7 @@ impl Shim {
                 return Err(ShimError::Finished);
             }
             if process.pid == 0 {
-                return Err(ShimError::NotStarted);
+                return Err(if exec.is_some() { ShimError::NotStarted } else { ShimError::NoSuchContainer });
             }
             // In a frozen v1 cgroup even SIGKILL waits for the thaw (runc does the same, crun does not).
             let is_frozen = matches!(owned.state.status, Status::Paused | Status::Pausing);
@@ -781,10 +835,10 @@ impl Shim {
     }
 
     async fn delete_parts(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
-        let (runtime, io, bundle, has_mounts, ran) = self.with(id, |owned| {
+        let (runtime, io, bundle, has_mounts, ran, born) = self.with(id, |owned| {
             let bundle = Bundle::new(&owned.state.bundle);
-            let ran = owned.state.init_has_exited();
-            (owned.runtime.clone(), Rc::clone(&owned.io), bundle, owned.has_mounts, ran)
+            let (ran, born) = (owned.state.init_has_exited(), owned.state.init.pid != 0);
+            (owned.runtime.clone(), Rc::clone(&owned.io), bundle, owned.has_mounts, ran, born)
         })?;
         if ran && !io.drain(DRAIN_LIMIT).await {
             log::warn!("output still open {}s after Delete, closed container={id}", DRAIN_LIMIT.as_secs());
@@ -797,13 +851,15 @@ impl Shim {
                 _ => {}
             }
         }
-        if !ran {
+        if !ran && born {
             // The runtime has killed an init that never ran; its exit comes before the delete event.
             let never = Abandoned::default();
             let exit = self.wait(id, None, &never);
             if tokio::time::timeout(EXIT_AFTER_DELETE, exit).await.is_err() {
                 log::warn!("init lives on after delete container={id}");
             }
+        }
+        if !ran {
             io.close();
         }
         if has_mounts {
@@ -987,6 +1043,9 @@ impl Shim {
                 );
             }
             Notice::Oom => self.events.push(Topic::Oom, &events::TaskContainer { container_id }),
+            Notice::Checkpointed { image: checkpoint } => {
+                self.events.push(Topic::Checkpointed, &events::TaskCheckpointed { container_id, checkpoint })
+            }
             Notice::Paused => self.events.push(Topic::Paused, &events::TaskContainer { container_id }),
             Notice::Resumed => self.events.push(Topic::Resumed, &events::TaskContainer { container_id }),
             Notice::ExecAdded(exec) => {

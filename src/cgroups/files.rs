@@ -39,3 +39,21 @@ pub(super) fn pairs(directory: &Path, file: &str) -> Option<HashMap<String, u64>
     };
     Some(text.lines().filter_map(pair).collect())
 }
+
+/// `DEVICE hca_handle=… hca_object=…`, a line a device: its name, handles, objects.
+pub(super) fn rdma(directory: &Path, file: &str) -> Vec<(String, u32, u32)> {
+    let entry = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (device, mut handles, mut objects) = (words.next()?.to_owned(), 0, 0);
+        for (key, value) in words.filter_map(|word| word.split_once('=')) {
+            let value = if value == "max" { u32::MAX } else { value.parse().unwrap_or(0) };
+            match key {
+                "hca_handle" => handles = value,
+                "hca_object" => objects = value,
+                _ => {}
+            }
+        }
+        Some((device, handles, objects))
+    };
+    text(directory, file).map_or_else(Vec::new, |text| text.lines().filter_map(entry).collect())
+}

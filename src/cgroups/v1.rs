@@ -3,12 +3,12 @@
 
 use super::{
     Cgroup,
-    files::{number, pairs, text},
+    files::{self, number, pairs, text},
 };
 use crate::{
     protocol::stats_v1::{
         BlkioEntry, BlkioStat, CpuStat, CpuUsage, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat,
-        Metrics, PidsStat, Throttle,
+        Metrics, PidsStat, RdmaEntry, RdmaStat, Throttle,
     },
     sys::process::clock_ticks,
 };
@@ -28,6 +28,7 @@ pub(super) fn metrics(cgroup: &Cgroup) -> Metrics {
         }),
         memory: directory("memory").and_then(memory),
         blkio: directory("blkio").map(blkio),
+        rdma: directory("rdma").and_then(rdma),
         memory_oom_control: directory("memory").and_then(oom_control),
     }
 }
@@ -146,27 +147,52 @@ fn hugetlb(directory: &Path) -> Vec<HugetlbStat> {
         .collect()
 }
 
+fn rdma(directory: &Path) -> Option<RdmaStat> {
+    let entry = |(device, hca_handles, hca_objects)| RdmaEntry { device, hca_handles, hca_objects };
+    let entries =
+        |file: &str| -> Vec<RdmaEntry> { files::rdma(directory, file).into_iter().map(entry).collect() };
+    directory
+        .join("rdma.current")
+        .exists()
+        .then(|| RdmaStat { current: entries("rdma.current"), limit: entries("rdma.max") })
+}
+
+/// From the CFQ scheduler's files where the kernel has them (before 5.0) and they say something, else from the throttle's.
 fn blkio(directory: &Path) -> BlkioStat {
     let devices = devices();
-    let entries = |file: &str| -> Vec<BlkioEntry> {
-        let Some(text) = text(directory, file) else { return Vec::new() };
+    let entries = |name: &str| -> Vec<BlkioEntry> {
+        let Some(text) = text(directory, &format!("blkio.{name}")) else { return Vec::new() };
         text.lines().filter_map(|line| blkio_entry(line, &devices)).collect()
     };
+    let cfq = BlkioStat {
+        io_service_bytes_recursive: entries("io_service_bytes_recursive"),
+        io_serviced_recursive: entries("io_serviced_recursive"),
+        io_queued_recursive: entries("io_queued_recursive"),
+        io_service_time_recursive: entries("io_service_time_recursive"),
+        io_wait_time_recursive: entries("io_wait_time_recursive"),
+        io_merged_recursive: entries("io_merged_recursive"),
+        io_time_recursive: entries("time_recursive"),
+        sectors_recursive: entries("sectors_recursive"),
+    };
+    if cfq != BlkioStat::default() {
+        return cfq;
+    }
     BlkioStat {
-        io_service_bytes_recursive: entries("blkio.throttle.io_service_bytes"),
-        io_serviced_recursive: entries("blkio.throttle.io_serviced"),
+        io_service_bytes_recursive: entries("throttle.io_service_bytes"),
+        io_serviced_recursive: entries("throttle.io_serviced"),
+        ..BlkioStat::default()
     }
 }
 
-/// `MAJOR:MINOR OPERATION VALUE`; the line of the total has no device.
+/// `MAJOR:MINOR OPERATION VALUE`, or without an operation; the line of the total has no device.
 fn blkio_entry(line: &str, devices: &HashMap<(u64, u64), String>) -> Option<BlkioEntry> {
     let mut words = line.split([' ', ':']).filter(|word| !word.is_empty());
     let major = words.next()?.parse().ok()?;
     let minor = words.next()?.parse().ok()?;
-    let op = words.next()?;
-    let value = words.next()?.parse().ok()?;
+    let first = words.next()?;
+    let (op, value) = words.next().map_or(("", first), |value| (first, value));
     let device = devices.get(&(major, minor)).cloned().unwrap_or_default();
-    Some(BlkioEntry { op: op.to_owned(), device, major, minor, value })
+    Some(BlkioEntry { op: op.to_owned(), device, major, minor, value: value.parse().ok()? })
 }
 
 fn devices() -> HashMap<(u64, u64), String> {

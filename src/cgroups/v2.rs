@@ -1,7 +1,7 @@
 //! Figures of cgroup v2, every field that containerd/cgroups fills (`cgroup2/manager.go`, `cgroup2/utils.go`).
 //! Kernel documentation: admin-guide/cgroup-v2.rst.
 
-use super::files::{number, pairs, text};
+use super::files::{self, number, pairs, text};
 use crate::protocol::stats_v2::{
     CpuStat, HugetlbStat, IoEntry, IoStat, MemoryEvents, MemoryStat, Metrics, PidsStat, PsiData, PsiStats,
     RdmaEntry, RdmaStat,
@@ -143,22 +143,9 @@ fn io(directory: &Path) -> Vec<IoEntry> {
     text(directory, "io.stat").map_or_else(Vec::new, |text| text.lines().filter_map(entry).collect())
 }
 
-/// `DEVICE hca_handle=… hca_object=…`
 fn rdma(directory: &Path, file: &str) -> Vec<RdmaEntry> {
-    let entry = |line: &str| {
-        let mut words = line.split_whitespace();
-        let mut entry = RdmaEntry { device: words.next()?.to_owned(), ..RdmaEntry::default() };
-        for (key, value) in words.filter_map(|word| word.split_once('=')) {
-            let value = if value == "max" { u32::MAX } else { value.parse().unwrap_or(0) };
-            match key {
-                "hca_handle" => entry.hca_handles = value,
-                "hca_object" => entry.hca_objects = value,
-                _ => {}
-            }
-        }
-        Some(entry)
-    };
-    text(directory, file).map_or_else(Vec::new, |text| text.lines().filter_map(entry).collect())
+    let entry = |(device, hca_handles, hca_objects)| RdmaEntry { device, hca_handles, hca_objects };
+    files::rdma(directory, file).into_iter().map(entry).collect()
 }
 
 /// One entry a page size that the kernel has, whether the controller is on or not.

@@ -53,6 +53,11 @@ pub enum Notice {
         /// Its pid.
         pid: u32,
     },
+    /// Its state has been written out.
+    Checkpointed {
+        /// The directory with the image.
+        image: String,
+    },
     /// Frozen.
     Paused,
     /// Thawed.

@@ -61,7 +61,7 @@ pub enum Status {
 /// One process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// Pid in the shim's pid namespace; 0: not born.
+    /// Pid in the shim's pid namespace; 0: not born. A created container's init is born, unless Start is to restore it from a checkpoint.
     pub pid: u32,
     /// Its channels.
     pub stdio: Stdio,

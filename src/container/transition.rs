@@ -9,6 +9,11 @@ use crate::id::Id;
 pub enum Event {
     /// Start of the init.
     StartRequested,
+    /// `runtime restore` went well: the init of a container that is made from a checkpoint has been born.
+    Restored {
+        /// Its pid.
+        pid: u32,
+    },
     /// `runtime start` went well.
     Started,
     /// It did not.
@@ -63,6 +68,13 @@ pub enum Event {
     Resumed,
     /// It did not.
     ResumeFailed,
+    /// Checkpoint.
+    CheckpointRequested,
+    /// `runtime checkpoint` went well.
+    Checkpointed {
+        /// The directory with the image.
+        image: String,
+    },
     /// Update.
     UpdateRequested,
     /// Delete of the container.
@@ -91,7 +103,7 @@ pub enum Refusal {
         noun: &'static str,
     },
     /// Pause, resume or checkpoint before the start.
-    #[error("cannot {0} task in created state")]
+    #[error("cannot {0} in created state")]
     Created(&'static str),
     /// Exec, in containerd's words.
     #[error("cannot exec in a {0} state")]
@@ -118,6 +130,7 @@ impl Container {
         let mut effects = Effects::new();
         match event {
             Event::StartRequested => self.request_start()?,
+            Event::Restored { pid } => self.init.pid = pid,
             Event::Started => {
                 if self.status == Status::Starting {
                     self.status = Status::Running;
@@ -180,6 +193,15 @@ impl Container {
             }
             // The container stopped while the call was under way.
             Event::PauseFailed | Event::Resumed => {}
+            Event::CheckpointRequested => match self.status {
+                Status::Created | Status::Starting => return Err(Refusal::Created("checkpoint a task")),
+                Status::Stopped => return Err(refused("checkpoint", "stopped", "container")),
+                Status::Deleting | Status::Deleted => {
+                    return Err(refused("checkpoint", "deleted", "process"));
+                }
+                Status::Running | Status::Pausing | Status::Paused | Status::Resuming => {}
+            },
+            Event::Checkpointed { image } => effects.push(Effect::Publish(Notice::Checkpointed { image })),
             Event::UpdateRequested => match self.status {
                 Status::Stopped => return Err(refused("update", "stopped", "container")),
                 Status::Deleting | Status::Deleted => return Err(refused("update", "deleted", "process")),
@@ -230,6 +252,7 @@ impl Container {
             Status::Paused | Status::Pausing | Status::Resuming => return Err(Refusal::Exec("paused")),
             Status::Stopped => return Err(Refusal::Exec("stopped")),
             Status::Deleting | Status::Deleted => return Err(Refusal::Exec("deleted")),
+            Status::Created | Status::Starting if self.init.pid == 0 => return Err(Refusal::Exec("created")),
             Status::Created | Status::Starting | Status::Running => {}
         }
         let process = Process { pid: 0, stdio, exit: None };
@@ -255,7 +278,7 @@ impl Container {
     fn request_pause(&mut self) -> Result<(), Refusal> {
         self.status = match self.status {
             Status::Running => Status::Pausing,
-            Status::Created | Status::Starting => return Err(Refusal::Created("pause")),
+            Status::Created | Status::Starting => return Err(Refusal::Created("pause task")),
             Status::Pausing | Status::Paused | Status::Resuming => {
                 return Err(refused("pause", "paused", "container"));
             }
@@ -268,7 +291,7 @@ impl Container {
     fn request_resume(&mut self) -> Result<(), Refusal> {
         self.status = match self.status {
             Status::Paused => Status::Resuming,
-            Status::Created | Status::Starting => return Err(Refusal::Created("resume")),
+            Status::Created | Status::Starting => return Err(Refusal::Created("resume task")),
             Status::Running | Status::Pausing | Status::Resuming => {
                 return Err(refused("resume", "running", "process"));
             }
@@ -445,6 +468,7 @@ mod tests {
         let mut says = |event: Event| c.apply(event).unwrap_err().to_string();
         assert_eq!(says(Event::PauseRequested), "cannot pause task in created state");
         assert_eq!(says(Event::ResumeRequested), "cannot resume task in created state");
+        assert_eq!(says(Event::CheckpointRequested), "cannot checkpoint a task in created state");
         assert_eq!(says(Event::ExecStartRequested(id("x"))), "process does not exist x");
         c.apply(Event::StartRequested).unwrap();
         c.apply(Event::Started).unwrap();
@@ -464,8 +488,25 @@ mod tests {
         assert_eq!(says(Event::PauseRequested), "cannot pause a stopped container");
         assert_eq!(says(Event::ResumeRequested), "cannot resume a stopped container");
         assert_eq!(says(Event::UpdateRequested), "cannot update a stopped container");
+        assert_eq!(says(Event::CheckpointRequested), "cannot checkpoint a stopped container");
         assert_eq!(says(Event::StartRequested), "cannot start a stopped process");
         assert_eq!(says(added("x")), "cannot exec in a stopped state");
+    }
+
+    #[test]
+    fn a_checkpoint_is_born_at_its_start() {
+        let mut c = Container::new(id("c"), "/b".into(), 0, Stdio::default(), PidNamespace::Private);
+        assert_eq!(c.apply(added("x")).unwrap_err().to_string(), "cannot exec in a created state");
+        c.apply(Event::StartRequested).unwrap();
+        c.apply(Event::StartFailed).unwrap();
+        c.apply(Event::StartRequested).unwrap();
+        c.apply(Event::Restored { pid: 12 }).unwrap();
+        assert!(published(&c.apply(Event::InitExited(exit(1))).unwrap()).is_empty());
+        let effects = c.apply(Event::Started).unwrap();
+        assert_eq!(
+            published(&effects),
+            [&Notice::Start { pid: 12 }, &Notice::Exit { exec: None, pid: 12, exit: exit(1) }]
+        );
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub enum Topic {
     ExecAdded,
     /// Exec started.
     ExecStarted,
+    /// State written out.
+    Checkpointed,
     /// Frozen.
     Paused,
     /// Thawed.
@@ -49,6 +51,7 @@ impl Topic {
             Self::Oom => "/tasks/oom",
             Self::ExecAdded => "/tasks/exec-added",
             Self::ExecStarted => "/tasks/exec-started",
+            Self::Checkpointed => "/tasks/checkpointed",
             Self::Paused => "/tasks/paused",
             Self::Resumed => "/tasks/resumed",
         }
@@ -63,6 +66,7 @@ impl Topic {
             Self::Oom => "containerd.events.TaskOOM",
             Self::ExecAdded => "containerd.events.TaskExecAdded",
             Self::ExecStarted => "containerd.events.TaskExecStarted",
+            Self::Checkpointed => "containerd.events.TaskCheckpointed",
             Self::Paused => "containerd.events.TaskPaused",
             Self::Resumed => "containerd.events.TaskResumed",
         }

@@ -56,6 +56,14 @@ pub struct TaskCreate {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+pub struct TaskCheckpointed {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub checkpoint: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskStart {
     #[prost(string, tag = "1")]
     pub container_id: String,

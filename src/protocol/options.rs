@@ -9,6 +9,9 @@ pub const GENERIC_OPTIONS_URL: &str = "runtimeoptions.v1.Options";
 /// Type URL of [`ProcessDetails`].
 pub const PROCESS_DETAILS_URL: &str = "containerd.runc.v1.ProcessDetails";
 
+/// Type URL of [`CheckpointOptions`].
+pub const CHECKPOINT_OPTIONS_URL: &str = "containerd.runc.v1.CheckpointOptions";
+
 /// Whether a type URL names options that we understand.
 pub fn is_options(type_url: &str) -> bool {
     matches!(type_url, OPTIONS_URL | GENERIC_OPTIONS_URL)
@@ -75,6 +78,38 @@ pub struct Options {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// `containerd.runc.v1.CheckpointOptions`: what criu may save, and what becomes of the container.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CheckpointOptions {
+    /// The container ends with the checkpoint.
+    #[prost(bool, tag = "1")]
+    pub exit: bool,
+    /// Save open TCP connections.
+    #[prost(bool, tag = "2")]
+    pub open_tcp: bool,
+    /// Save unix sockets whose other end is outside.
+    #[prost(bool, tag = "3")]
+    pub external_unix_sockets: bool,
+    /// Save consoles.
+    #[prost(bool, tag = "4")]
+    pub terminal: bool,
+    /// Save file locks.
+    #[prost(bool, tag = "5")]
+    pub file_locks: bool,
+    /// Namespaces that are made empty at the restore.
+    #[prost(string, repeated, tag = "6")]
+    pub empty_namespaces: Vec<String>,
+    /// soft, full, strict: what becomes of the cgroups.
+    #[prost(string, tag = "7")]
+    pub cgroups_mode: String,
+    /// Read by containerd; the shim goes by the request's path.
+    #[prost(string, tag = "8")]
+    pub image_path: String,
+    /// criu's work directory.
+    #[prost(string, tag = "9")]
+    pub work_path: String,
 }
 
 /// `containerd.runc.v1.ProcessDetails`: names the exec behind a pid.

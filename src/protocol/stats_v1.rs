@@ -16,6 +16,8 @@ pub struct Metrics {
     pub memory: Option<MemoryStat>,
     #[prost(message, optional, tag = "5")]
     pub blkio: Option<BlkioStat>,
+    #[prost(message, optional, tag = "6")]
+    pub rdma: Option<RdmaStat>,
     #[prost(message, optional, tag = "9")]
     pub memory_oom_control: Option<MemoryOomControl>,
 }
@@ -176,6 +178,18 @@ pub struct BlkioStat {
     pub io_service_bytes_recursive: Vec<BlkioEntry>,
     #[prost(message, repeated, tag = "2")]
     pub io_serviced_recursive: Vec<BlkioEntry>,
+    #[prost(message, repeated, tag = "3")]
+    pub io_queued_recursive: Vec<BlkioEntry>,
+    #[prost(message, repeated, tag = "4")]
+    pub io_service_time_recursive: Vec<BlkioEntry>,
+    #[prost(message, repeated, tag = "5")]
+    pub io_wait_time_recursive: Vec<BlkioEntry>,
+    #[prost(message, repeated, tag = "6")]
+    pub io_merged_recursive: Vec<BlkioEntry>,
+    #[prost(message, repeated, tag = "7")]
+    pub io_time_recursive: Vec<BlkioEntry>,
+    #[prost(message, repeated, tag = "8")]
+    pub sectors_recursive: Vec<BlkioEntry>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -190,4 +204,22 @@ pub struct BlkioEntry {
     pub minor: u64,
     #[prost(uint64, tag = "5")]
     pub value: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RdmaStat {
+    #[prost(message, repeated, tag = "1")]
+    pub current: Vec<RdmaEntry>,
+    #[prost(message, repeated, tag = "2")]
+    pub limit: Vec<RdmaEntry>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RdmaEntry {
+    #[prost(string, tag = "1")]
+    pub device: String,
+    #[prost(uint32, tag = "2")]
+    pub hca_handles: u32,
+    #[prost(uint32, tag = "3")]
+    pub hca_objects: u32,
 }

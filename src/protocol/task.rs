@@ -65,6 +65,16 @@ pub struct DeleteResponse {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+pub struct CheckpointTaskRequest {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(string, tag = "2")]
+    pub path: String,
+    #[prost(message, optional, tag = "3")]
+    pub options: Option<Any>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 pub struct ExecProcessRequest {
     #[prost(string, tag = "1")]
     pub id: String,

@@ -28,7 +28,7 @@ const MAX_CAPTURED: u64 = 16 << 20;
 /// Whether a call may leave a process behind that is to be a container's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Births {
-    /// create, exec.
+    /// create, restore, exec.
     Possible,
     /// All others.
     None,
@@ -77,6 +77,30 @@ impl Caller {
         let birth = self.reaper.birth();
         let log = runtime.bundle.join("log.json");
         (self.run(command, log, stdio, LONG, None).await, birth)
+    }
+
+    /// `restore --detach`: create and start at once, from a checkpoint. Guard as with create.
+    pub async fn restore(
+        &self,
+        runtime: &Runtime,
+        id: &Id,
+        arguments: &[&str],
+        stdio: CallStdio,
+    ) -> (Result<(), Failure>, BirthGuard) {
+        let mut command = runtime.command();
+        command.arg("restore").args(["--detach", "--no-subreaper", "--bundle"]).arg(&runtime.bundle);
+        command.args(arguments).arg(id.as_str());
+        let birth = self.reaper.birth();
+        let log = runtime.bundle.join("log.json");
+        (self.run(command, log, stdio, LONG, None).await, birth)
+    }
+
+    /// `checkpoint`: takes as long as writing the container's memory does.
+    pub async fn checkpoint(&self, runtime: &Runtime, id: &Id, arguments: &[&str]) -> Result<(), Failure> {
+        let mut command = runtime.command();
+        command.arg("checkpoint").args(arguments).arg(id.as_str());
+        let log = runtime.bundle.join("log.json");
+        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, None).await
     }
 
     /// `exec --detach`. Its errors go to a log of its own, so that concurrent execs do not read each other's.

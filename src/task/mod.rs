@@ -136,7 +136,11 @@ impl TaskService {
                 shim.shutdown();
                 encode(&Empty {})
             }
-            "Checkpoint" => Err(Status::new(Code::Unimplemented, "checkpoint is not implemented")),
+            "Checkpoint" => {
+                let (id, save) = request::checkpoint(decode(payload)?)?;
+                shim.checkpoint(&id, save).await?;
+                encode(&Empty {})
+            }
             other => Err(Status::new(Code::Unimplemented, format!("method {other}"))),
         }
     }

@@ -7,15 +7,15 @@ use crate::{
     options,
     protocol::{
         Any,
-        options::Options,
-        task::{CreateTaskRequest, ExecProcessRequest},
+        options::{CHECKPOINT_OPTIONS_URL, CheckpointOptions, Options},
+        task::{CheckpointTaskRequest, CreateTaskRequest, ExecProcessRequest},
     },
     rpc::{Code, Status},
-    shim::{Create, chain},
+    shim::{Checkpoint, Create, SaveState, chain},
     sys::process::is_signal,
 };
 use prost::Message;
-use std::path::{Component, Path};
+use std::path::{Component, PathBuf};
 
 /// Exec, checked.
 pub(super) struct Exec {
@@ -50,21 +50,63 @@ pub(super) fn exec_of(text: &str) -> Result<Option<Id>, Status> {
 /// Create.
 pub(super) fn create(r: CreateTaskRequest) -> Result<Create, Status> {
     let id = Id::new(&r.id).map_err(|e| invalid(format!("container id: {e}")))?;
-    if !r.checkpoint.is_empty() {
-        return Err(Status::new(Code::Unimplemented, "restore from a checkpoint is not implemented"));
-    }
-    let bundle = Path::new(&r.bundle);
-    let straight = bundle.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
-    if !bundle.is_absolute() || !straight || r.bundle.contains('\0') {
-        return Err(invalid(format!("bundle {:?} is not an absolute, clean path", r.bundle)));
-    }
+    let checkpoint = match r.checkpoint.as_str() {
+        "" => None,
+        image => Some(Checkpoint {
+            image: clean("checkpoint", image)?,
+            parent: match r.parent_checkpoint.as_str() {
+                "" => None,
+                parent => Some(clean("parent checkpoint", parent)?),
+            },
+        }),
+    };
     Ok(Create {
         id,
-        bundle: Bundle::new(bundle),
+        bundle: Bundle::new(clean("bundle", &r.bundle)?),
+        checkpoint,
         rootfs: r.rootfs,
         stdio: Stdio { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr, terminal: r.terminal },
         options: options(r.options)?,
     })
+}
+
+/// A path that the runtime may be given.
+fn clean(what: &str, text: &str) -> Result<PathBuf, Status> {
+    let path = PathBuf::from(text);
+    let straight = path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    if !path.is_absolute() || !straight || text.contains('\0') {
+        return Err(invalid(format!("{what} {text:?} is not an absolute, clean path")));
+    }
+    Ok(path)
+}
+
+/// Checkpoint.
+pub(super) fn checkpoint(r: CheckpointTaskRequest) -> Result<(Id, SaveState), Status> {
+    /// runc's and crun's.
+    const CGROUPS_MODES: [&str; 5] = ["", "soft", "full", "strict", "ignore"];
+    let options = match r.options {
+        None => CheckpointOptions::default(),
+        Some(any) if any.type_url == CHECKPOINT_OPTIONS_URL || any.value.is_empty() => {
+            CheckpointOptions::decode(any.value.as_slice())
+                .map_err(|e| invalid(format!("checkpoint options: {e}")))?
+        }
+        Some(any) => return Err(invalid(format!("unknown options type {:?}", any.type_url))),
+    };
+    if !CGROUPS_MODES.contains(&options.cgroups_mode.as_str()) {
+        return Err(invalid(format!(
+            "cgroups mode {:?} is none of soft, full, strict, ignore",
+            options.cgroups_mode
+        )));
+    }
+    if let Some(odd) =
+        options.empty_namespaces.iter().find(|name| !name.bytes().all(|b| b.is_ascii_lowercase()))
+    {
+        return Err(invalid(format!("{odd:?} is no namespace")));
+    }
+    if !options.work_path.is_empty() {
+        clean("criu's work path", &options.work_path)?;
+    }
+    Ok((container(&r.id)?, SaveState { image: clean("checkpoint", &r.path)?, options }))
 }
 
 /// Runtime options; none is the default.
@@ -109,6 +151,7 @@ pub fn check(method: &str, payload: &[u8]) -> bool {
     let done = match method {
         "Create" => decode(payload).and_then(create).map(|_| ()),
         "Exec" => decode(payload).and_then(exec).map(|_| ()),
+        "Checkpoint" => decode(payload).and_then(checkpoint).map(|_| ()),
         "Update" => decode(payload)
             .and_then(|r: crate::protocol::task::UpdateTaskRequest| resources(r.resources))
             .map(|_| ()),

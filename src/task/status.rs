@@ -30,6 +30,7 @@ impl From<ShimError> for Status {
             | ShimError::Runtime { .. }
             | ShimError::Stdio(_)
             | ShimError::Bundle(_)
+            | ShimError::Checkpoint { .. }
             | ShimError::Rootfs { .. }
             | ShimError::Io { .. } => Code::Unknown,
         };
