@@ -47,6 +47,14 @@ const START_AFTER_INIT: Duration = Duration::from_secs(10);
 /// How often, and how long apart, we look whether the cgroup of a failed create, or of a dead init, is empty: a second in all.
 const CLEAR_LOOKS: u32 = 200;
 const CLEAR_PAUSE: Duration = Duration::from_millis(5);
+/// Pauses between looks at the counter of kills after a notice: on v1 the notice comes before the kill, and the counter after it.
+const OOM_LOOKS: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(5),
+    Duration::from_millis(25),
+    Duration::from_millis(150),
+    Duration::from_millis(1000),
+];
 /// Containers of one shim. A pod has a few; more than this is a mistake of the caller.
 const MAX_CONTAINERS: usize = 4096;
 /// Execs of one container that are not deleted.
@@ -486,8 +494,12 @@ impl Shim {
                     return;
                 }
                 drop(watch);
-                let Some(shim) = shim.upgrade() else { return };
-                shim.report_oom_kills(&id);
+                for pause in OOM_LOOKS {
+                    let Some(shim) = shim.upgrade() else { return };
+                    shim.report_oom_kills(&id);
+                    drop(shim);
+                    tokio::time::sleep(pause).await;
+                }
                 // The container owns the watch; when it has gone, so have we.
                 waiting = weak.upgrade();
             }

@@ -1,9 +1,9 @@
 //! Who was killed for want of memory. One event for each kill that the kernel counted.
 //!
 //! v1: an eventfd on memory.oom_control (admin-guide/cgroup-v1/memory.rst, 9-10); v2: inotify on memory.events
-//! (admin-guide/cgroup-v2.rst). Either only wakes us: the truth is the `oom_kill` counter, read then and once more when
-//! the init has exited, before its exit is published. So a notice without a kill is no event, and a kill without a notice
-//! is none lost.
+//! (admin-guide/cgroup-v2.rst). Either only wakes us: the truth is the `oom_kill` counter, read then, a few times soon after
+//! (on v1 the notice comes before the kill), and once more when the init has exited, before its exit is published. So a
+//! notice without a kill is no event, and a kill without a notice is none lost.
 
 use super::Cgroup;
 use crate::{bundle::read_bounded, sys};

@@ -42,7 +42,8 @@ fn pids(directory: &Path) -> Option<PidsStat> {
 
 fn cpu_usage(directory: &Path) -> CpuUsage {
     let stat = pairs(directory, "cpuacct.stat").unwrap_or_default();
-    let nanoseconds = |key: &str| stat.get(key).copied().unwrap_or(0) * NANOSECONDS / clock_ticks();
+    let nanoseconds =
+        |key: &str| stat.get(key).copied().unwrap_or(0).saturating_mul(NANOSECONDS) / clock_ticks();
     let per_cpu = text(directory, "cpuacct.usage_percpu").unwrap_or_default();
     CpuUsage {
         total: number(directory, "cpuacct.usage").unwrap_or(0),

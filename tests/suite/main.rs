@@ -19,6 +19,7 @@ mod faults;
 mod io;
 mod lifecycle;
 mod recorded;
+mod resources;
 mod scars;
 mod streams;
 mod support;
