@@ -1,6 +1,6 @@
 //! Sees that the event loop hangs. SIGALRM interrupts whatever it hangs in; two alarms in the same turn of the loop are a hang.
 //!
-//! Costs two stores a turn, one signal in `PERIOD` seconds while there is work, and nothing while there is none.
+//! Costs two stores a turn, one signal in `PERIOD` seconds while there is work, one more when it has ended, then nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -12,10 +12,13 @@ static TURN: AtomicU64 = AtomicU64::new(0);
 static SEEN: AtomicU64 = AtomicU64::new(u64::MAX);
 static ASLEEP: AtomicBool = AtomicBool::new(false);
 static ARMED: AtomicBool = AtomicBool::new(false);
+/// The next turn is the alarm's own doing: it interrupts the wait of a loop that has nothing to do.
+static OURS: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn look(_signal: libc::c_int) {
     if ASLEEP.load(Relaxed) {
         ARMED.store(false, Relaxed);
+        OURS.store(true, Relaxed);
         return;
     }
     let turn = TURN.load(Relaxed);
@@ -42,6 +45,9 @@ pub fn watch() {
 pub fn turns() {
     ASLEEP.store(false, Relaxed);
     TURN.fetch_add(1, Relaxed);
+    if OURS.swap(false, Relaxed) {
+        return;
+    }
     if !ARMED.swap(true, Relaxed) {
         // SAFETY: alarm takes an integer.
         unsafe { libc::alarm(PERIOD) };

@@ -281,6 +281,87 @@ fn every_kind_of_limit_is_updated_as_gos_shim_does() {
     }
 }
 
+/// Makes a container `b` beside `a`, with a change to its config.json. Returns its init's pid.
+fn second_container(rig: &Rig, direct: &mut Direct, change: impl FnOnce(&mut serde_json::Value)) -> u32 {
+    let bundle = support::bundle_beside(rig, change);
+    let create = api::CreateTaskRequest {
+        id: "b".into(),
+        bundle: support::text(&bundle),
+        ..api::CreateTaskRequest::default()
+    };
+    let pid = direct.call::<api::PidResponse>("Create", &create).unwrap().pid;
+    let process = api::ProcessRequest { id: "b".into(), exec_id: String::new() };
+    direct.call::<api::PidResponse>("Start", &process).unwrap();
+    pid
+}
+
+fn remove_second_container(direct: &mut Direct) {
+    let process = api::ProcessRequest { id: "b".into(), exec_id: String::new() };
+    let kill = api::KillRequest { id: "b".into(), exec_id: String::new(), signal: 9, all: false };
+    direct.call::<Empty>("Kill", &kill).unwrap();
+    direct.call::<api::WaitResponse>("Wait", &process).unwrap();
+    direct.call::<api::DeleteResponse>("Delete", &process).unwrap();
+}
+
+#[test]
+fn a_cgroup_namespace_changes_nothing_for_the_shim() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    let pid = second_container(&rig, &mut direct, |config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "cgroup");
+        namespaces.push(serde_json::json!({"type": "cgroup"}));
+    });
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/cgroup")).unwrap();
+    assert_ne!(namespace(pid), namespace(std::process::id()));
+    let seen = fields(&stats(&mut direct, "b"));
+    assert_eq!(seen.get("pids.current").map(String::as_str), Some("1"), "{seen:?}");
+    let pids: api::PidsResponse = direct.call("Pids", &api::ContainerRequest { id: "b".into() }).unwrap();
+    assert_eq!(pids.processes[0].pid, pid);
+    assert_eq!(direct.exec_to_end("b", "e", "exit 7"), 7);
+    update(&mut direct, "b", r#"{"pids":{"limit":77}}"#).unwrap();
+    let file = if is_unified() { "pids.max" } else { "pids/pids.max" };
+    assert_eq!(cgroup_file(&rig, "b", file), "77");
+    remove_second_container(&mut direct);
+    rig.remove("a");
+}
+
+#[test]
+fn a_container_in_a_user_namespace_has_figures_streams_and_kills() {
+    let rig = Rig::new();
+    let events = rig.events();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    let pid = second_container(&rig, &mut direct, |config| {
+        config["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({"type": "user"}));
+        let map = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+        (config["linux"]["uidMappings"], config["linux"]["gidMappings"]) = (map.clone(), map);
+        config["linux"]["resources"]["memory"]["limit"] = (20 << 20).into();
+        // sysfs needs a network namespace of the user namespace's own.
+        config["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "sysfs");
+    });
+    assert!(read_all(format!("/proc/{pid}/uid_map")).contains("100000"));
+    let stdout = support::fifo(&rig.dir, "out");
+    let mut request =
+        support::exec_request("b", "e", &process_spec(&["sh", "-c", "id -u; echo more > /dev/stderr"]));
+    request.stdout = support::text(&stdout);
+    direct.call::<Empty>("Exec", &request).unwrap();
+    let mut output = support::reader(&stdout);
+    let exec = api::ProcessRequest { id: "b".into(), exec_id: "e".into() };
+    direct.call::<api::PidResponse>("Start", &exec).unwrap();
+    direct.call::<api::WaitResponse>("Wait", &exec).unwrap();
+    let mut seen = [0; 2];
+    std::io::Read::read_exact(&mut output, &mut seen).unwrap();
+    assert_eq!(&seen, b"0\n");
+    direct.call::<api::DeleteResponse>("Delete", &exec).unwrap();
+    assert_eq!(fields(&stats(&mut direct, "b")).get("pids.current").map(String::as_str), Some("1"));
+    assert_eq!(direct.exec_to_end("b", "greedy", GREEDY), 137);
+    events.wait_for("oom", 1);
+    remove_second_container(&mut direct);
+    rig.remove("a");
+}
+
 /// Runs into its limit at once.
 const GREEDY: &str = "exec dd if=/dev/zero of=/dev/null bs=40M count=1";
 
@@ -450,10 +531,7 @@ fn scar_61_a_checkpoint_that_fails_keeps_its_log_and_the_container() {
 fn scar_61_a_checkpoint_that_cannot_be_restored_is_created_fails_to_start_and_is_deleted() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
-    let bundle = rig.dir.join("b");
-    std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
-    let config = std::fs::read_to_string(rig.bundle("a").join("config.json")).unwrap();
-    std::fs::write(bundle.join("config.json"), config).unwrap();
+    let bundle = support::bundle_beside(&rig, |_| {});
     let mut direct = rig.direct("a");
     let create = api::CreateTaskRequest {
         id: "b".into(),

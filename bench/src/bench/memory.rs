@@ -1,9 +1,14 @@
 //! What shims that do nothing cost: memory, threads, wake-ups.
 
 use super::{Measure, Report, Subject, float};
-use crate::{Client, Driver, DriverError, Pod, measure as kernel};
+use crate::{Client, Driver, DriverError, measure as kernel};
 use cleat::protocol::task as api;
-use std::{path::PathBuf, rc::Rc, time::Duration};
+use std::{
+    path::PathBuf,
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 const PRIVATE: Measure = Measure::less("memory", "private, idle shim", "KiB");
 const PSS: Measure = Measure::less("memory", "PSS, idle shim", "KiB");
@@ -14,6 +19,7 @@ const WAKE_UPS: Measure = Measure::less("memory", "wake-ups in a minute, idle", 
 const TOTAL: Measure = Measure::less("memory", "all idle shims, private", "MiB");
 const PRIVATE_AFTER: Measure = Measure::less("memory", "private, after 20 execs", "KiB");
 const PSS_AFTER: Measure = Measure::less("memory", "PSS, after 20 execs", "KiB");
+const GROWTH: Measure = Measure::less("memory", "private, growth by many execs", "%");
 const FURTHER: Measure = Measure::less("memory", "each further container of a pod", "KiB");
 
 /// As long as shims take to give back what they do not need.
@@ -47,7 +53,7 @@ pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Resul
             sample(WAKE_UPS, float(kernel::work(*pid).1.saturating_sub(before)));
         }
         for (pod, client) in &mut pods {
-            execs(pod, client, 20).await?;
+            execs(&pod.id, client, 20).await?;
         }
         tokio::time::sleep(REST).await;
         for pid in &daemons {
@@ -58,17 +64,19 @@ pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Resul
             driver.end(&mut client, &pod).await?;
         }
         sample(FURTHER, further(driver).await?);
+        sample(GROWTH, growth(driver, subject.execs).await?);
     }
     Ok(())
 }
 
-async fn execs(pod: &Pod, client: &mut Client, count: usize) -> Result<(), DriverError> {
-    for number in 0..count {
-        let exec = format!("e{number}");
-        client.exec(&pod.id, &exec, &["true"], "").await?;
-        client.process::<api::PidResponse>("Start", &pod.id, &exec).await?;
-        client.process::<api::WaitResponse>("Wait", &pod.id, &exec).await?;
-        client.process::<api::DeleteResponse>("Delete", &pod.id, &exec).await?;
+async fn execs(id: &str, client: &mut Client, count: usize) -> Result<(), DriverError> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    for _ in 0..count {
+        let exec = format!("e{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        client.exec(id, &exec, &["true"], "").await?;
+        client.process::<api::PidResponse>("Start", id, &exec).await?;
+        client.process::<api::WaitResponse>("Wait", id, &exec).await?;
+        client.process::<api::DeleteResponse>("Delete", id, &exec).await?;
     }
     Ok(())
 }
@@ -101,4 +109,29 @@ async fn further(driver: &Rc<Driver>) -> Result<f64, DriverError> {
     }
     driver.end(&mut client, &pod).await?;
     Ok(float(together.saturating_sub(alone)) / f64::from(COUNT))
+}
+
+/// By how many percent the private memory of a shim at rest has grown after so many execs, 8 at a time. The first hundred are warm-up.
+async fn growth(driver: &Rc<Driver>, count: usize) -> Result<f64, DriverError> {
+    let id = driver.fresh("memory");
+    let (pod, mut client) = driver.running(&id, &["sleep", "100000"]).await?;
+    let daemon = client.shim_pid(&id).await?;
+    let mut sizes = Vec::new();
+    for count in [100, count] {
+        let mut workers = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (id, socket) = (pod.id.clone(), pod.socket.clone());
+            workers.spawn_local(async move {
+                let mut client = Client::connect(&socket).await?;
+                execs(&id, &mut client, count / 8).await
+            });
+        }
+        while let Some(done) = workers.join_next().await {
+            done.map_err(|e| DriverError(e.to_string()))??;
+        }
+        tokio::time::sleep(REST).await;
+        sizes.push(float(kernel::private_kib(daemon)));
+    }
+    driver.end(&mut client, &pod).await?;
+    Ok((sizes[1] / sizes[0] - 1.0) * 100.0)
 }

@@ -21,6 +21,8 @@ pub struct Plan {
     pub rounds: usize,
     /// How many idle shims are looked at.
     pub shims: usize,
+    /// Execs after which their memory is looked at again.
+    pub execs: usize,
     /// Labels and binaries.
     pub binaries: Vec<(String, PathBuf)>,
 }
@@ -29,6 +31,7 @@ struct Subject<'a> {
     drivers: &'a [Rc<Driver>],
     rounds: usize,
     shims: usize,
+    execs: usize,
 }
 
 /// Measures; prints the table as it comes. Call inside a tokio `LocalSet`.
@@ -45,7 +48,7 @@ pub async fn run(plan: &Plan) -> Result<Report, DriverError> {
 }
 
 async fn subjects(plan: &Plan, drivers: &[Rc<Driver>], report: &mut Report) -> Result<(), DriverError> {
-    let subject = Subject { drivers, rounds: plan.rounds, shims: plan.shims };
+    let subject = Subject { drivers, rounds: plan.rounds, shims: plan.shims, execs: plan.execs };
     for name in &plan.subjects {
         match name.as_str() {
             "latency" => latency::measure(&subject, report).await?,

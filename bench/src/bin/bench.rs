@@ -1,4 +1,4 @@
-//! `bench [SUBJECT...] [--rounds N] [--shims N] [--json FILE] LABEL=SHIM...`: shim beside shim, taking turns. Subjects: latency, memory, throughput, io;
+//! `bench [SUBJECT...] [--rounds N] [--shims N] [--execs N] [--json FILE] LABEL=SHIM...`: shim beside shim, taking turns. Subjects: latency, memory, throughput, io;
 //! all of them if none is named. `bench --chart REPORT.json` prints an SVG of a report.
 
 use cleat_bench::{DriverError, bench};
@@ -13,7 +13,8 @@ fn main() {
 
 fn run() -> Result<(), DriverError> {
     let failed = |e: &dyn std::fmt::Display| DriverError(e.to_string());
-    let mut plan = bench::Plan { subjects: Vec::new(), rounds: 20, shims: 20, binaries: Vec::new() };
+    let mut plan =
+        bench::Plan { subjects: Vec::new(), rounds: 20, shims: 20, execs: 1000, binaries: Vec::new() };
     let mut json = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -21,6 +22,7 @@ fn run() -> Result<(), DriverError> {
         match argument.as_str() {
             "--rounds" => plan.rounds = value()?.parse().map_err(|e| failed(&e))?,
             "--shims" => plan.shims = value()?.parse().map_err(|e| failed(&e))?,
+            "--execs" => plan.execs = value()?.parse().map_err(|e| failed(&e))?,
             "--json" => json = Some(PathBuf::from(value()?)),
             "--chart" => {
                 let text = std::fs::read_to_string(value()?).map_err(|e| failed(&e))?;

@@ -400,15 +400,10 @@ fn a_logger_is_told_what_upstream_tells_it() {
 fn scar_62_a_process_of_another_user_may_open_its_stdout_again() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
-    let bundle = rig.dir.join("b");
-    std::fs::create_dir_all(&bundle).unwrap();
-    let mut config: serde_json::Value =
-        serde_json::from_str(&read_all(rig.bundle("a").join("config.json"))).unwrap();
-    config["process"]["args"] = serde_json::json!(["sh", "-c", "echo hello > /proc/self/fd/1"]);
-    config["process"]["user"] = serde_json::json!({"uid": 1000, "gid": 1000});
-    config["root"]["path"] = rig.bundle("a").join("rootfs").to_str().unwrap().into();
-    config["linux"]["cgroupsPath"] = format!("/{}/b", rig.namespace).into();
-    std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+    let bundle = support::bundle_beside(&rig, |config| {
+        config["process"]["args"] = serde_json::json!(["sh", "-c", "echo hello > /proc/self/fd/1"]);
+        config["process"]["user"] = serde_json::json!({"uid": 1000, "gid": 1000});
+    });
     let options = cleat::protocol::options::Options { io_uid: 1000, io_gid: 1000, ..Default::default() };
     let stdout = fifo(&rig.dir, "out");
     let request = api::CreateTaskRequest {

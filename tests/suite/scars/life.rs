@@ -293,3 +293,22 @@ fn a_shim_that_hangs_is_seen_in_the_log() {
     });
     rig.remove("a");
 }
+
+// A node has hundreds of shims. Defence: no timer runs while nothing is to be done; the watchdog disarms itself (`sys/watchdog.rs`).
+#[test]
+fn an_idle_shim_does_not_wake_up() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let shim = rig.shim();
+    let woken = || {
+        let status = read_all(format!("/proc/{shim}/status"));
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.unwrap().trim().parse::<u64>().unwrap()
+    };
+    // The heap is trimmed after a second, the watchdog disarmed after five; after 15 the shim has looked whether anybody needs it.
+    std::thread::sleep(Duration::from_secs(23));
+    let before = woken();
+    std::thread::sleep(Duration::from_secs(12));
+    assert_eq!(woken(), before);
+    rig.remove("a");
+}

@@ -56,3 +56,16 @@ pub fn script(rig: &Rig, name: &str, text: &str) -> std::path::PathBuf {
 pub fn ends(shim: u32) {
     until("the shim ends", || !alive(shim));
 }
+
+/// The bundle of a container `b` on the root file system of `a`, which runs; `change` is made to the config.json of `a`.
+pub fn bundle_beside(rig: &Rig, change: impl FnOnce(&mut serde_json::Value)) -> std::path::PathBuf {
+    let bundle = rig.dir.join("b");
+    std::fs::create_dir_all(&bundle).unwrap();
+    let text = super::read_all(rig.bundle("a").join("config.json"));
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["root"]["path"] = super::text(&rig.bundle("a").join("rootfs")).into();
+    config["linux"]["cgroupsPath"] = format!("/{}/b", rig.namespace).into();
+    change(&mut config);
+    std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+    bundle
+}

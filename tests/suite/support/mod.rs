@@ -6,7 +6,7 @@ mod events;
 mod place;
 mod process;
 
-pub use calls::{add, delete, ends, process, reader, script, signal, start, text, wait};
+pub use calls::{add, bundle_beside, delete, ends, process, reader, script, signal, start, text, wait};
 pub use direct::{Direct, exec_request, fifo, process_spec};
 pub use events::EventLog;
 pub use place::{Place, feed};
