@@ -133,6 +133,11 @@ impl Driver {
         format!("{prefix}{}", self.next.get())
     }
 
+    /// The binary under test.
+    pub fn shim(&self) -> &Path {
+        &self.shim
+    }
+
     /// The directory of this driver: everything of it lies below.
     pub fn directory(&self) -> &Path {
         &self.directory

@@ -1,5 +1,6 @@
-//! Shim against shim, taking turns in the same run: latency, memory, throughput, input and output.
+//! Shim against shim, taking turns in the same run: latency, memory, throughput, input and output; and through a real containerd.
 
+mod containerd;
 mod io;
 mod latency;
 mod memory;
@@ -11,7 +12,7 @@ pub use report::{Measure, Report, chart};
 use std::{path::PathBuf, rc::Rc, time::Instant};
 
 /// What can be measured.
-pub const SUBJECTS: [&str; 4] = ["latency", "memory", "throughput", "io"];
+pub const SUBJECTS: [&str; 5] = ["latency", "memory", "throughput", "io", "containerd"];
 
 /// What to measure, and how.
 pub struct Plan {
@@ -55,6 +56,7 @@ async fn subjects(plan: &Plan, drivers: &[Rc<Driver>], report: &mut Report) -> R
             "memory" => memory::measure(&subject, report).await?,
             "throughput" => throughput::measure(&subject, report).await?,
             "io" => io::measure(&subject, report).await?,
+            "containerd" => containerd::measure(&subject, report)?,
             other => return Err(DriverError(format!("{other} is none of {SUBJECTS:?}"))),
         }
         report.print_news();

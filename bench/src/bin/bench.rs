@@ -1,4 +1,4 @@
-//! `bench [SUBJECT...] [--rounds N] [--shims N] [--execs N] [--json FILE] LABEL=SHIM...`: shim beside shim, taking turns. Subjects: latency, memory, throughput, io;
+//! `bench [SUBJECT...] [--rounds N] [--shims N] [--execs N] [--json FILE] LABEL=SHIM...`: shim beside shim, taking turns. Subjects: latency, memory, throughput, io, containerd;
 //! all of them if none is named. `bench --chart REPORT.json` prints an SVG of a report.
 
 use cleat_bench::{DriverError, bench};
