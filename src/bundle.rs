@@ -50,6 +50,8 @@ struct LinuxSpec {
 
 #[derive(Debug, Default, Deserialize)]
 struct OwnAnnotations {
+    #[serde(default, rename = "io.containerd.cleat.native-exec")]
+    native_exec: Option<String>,
     #[serde(default, rename = "io.containerd.cleat.spool")]
     spool: Option<String>,
 }
@@ -74,6 +76,8 @@ pub struct Traits {
     pub has_private_pid_namespace: bool,
     /// Its annotation `io.containerd.cleat.spool`.
     pub spool: Option<String>,
+    /// Its annotation `io.containerd.cleat.native-exec`.
+    pub native_exec: Option<String>,
 }
 
 /// How an init ended, written down for a later `delete` (see [`Bundle::write_exit`]).
@@ -127,17 +131,28 @@ impl Bundle {
         let spec: LinuxSpec = self.config()?;
         let namespaces = spec.linux.unwrap_or_default().namespaces;
         let has_private_pid_namespace = namespaces.iter().any(|n| n.r#type == "pid" && n.path.is_empty());
-        Ok(Traits { has_private_pid_namespace, spool: spec.annotations.unwrap_or_default().spool })
+        let annotations = spec.annotations.unwrap_or_default();
+        Ok(Traits {
+            has_private_pid_namespace,
+            spool: annotations.spool,
+            native_exec: annotations.native_exec,
+        })
     }
 
-    fn config<T: serde::de::DeserializeOwned>(&self) -> Result<T, BundleError> {
+    /// config.json as it is.
+    pub fn config_text(&self) -> Result<Vec<u8>, BundleError> {
         let path = self.join("config.json");
         let fail = |source| BundleError { verb: "read", path: path.clone(), source };
         let bytes = read_own(&path, MAX_CONFIG + 1).map_err(fail)?;
         if bytes.len() as u64 > MAX_CONFIG {
             return Err(fail(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 16 MiB")));
         }
-        serde_json::from_slice(&bytes).map_err(|e| fail(e.into()))
+        Ok(bytes)
+    }
+
+    fn config<T: serde::de::DeserializeOwned>(&self) -> Result<T, BundleError> {
+        let parsed = serde_json::from_slice(&self.config_text()?);
+        parsed.map_err(|e| BundleError { verb: "read", path: self.join("config.json"), source: e.into() })
     }
 
     /// Reads `options.json` as either shim writes it; defaults where there is none.

@@ -15,6 +15,7 @@ pub mod info;
 pub mod io;
 pub mod log;
 pub mod mount;
+pub mod native;
 pub mod options;
 pub mod protocol;
 pub mod rpc;

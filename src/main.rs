@@ -1,12 +1,15 @@
-//! argv → one of start, delete, serve, info, version → exit code.
+//! argv → one of start, delete, serve, info, version → exit code. Under the name of a helper: that helper.
 
-use cleat::{args, args::Invocation, cleanup, info, serve, shim::chain, start};
+use cleat::{args, args::Invocation, cleanup, info, native, serve, shim::chain, start};
 use std::{
     io::{self, Write},
     process::ExitCode,
 };
 
 fn main() -> ExitCode {
+    if program_name() == native::NAME {
+        native::run();
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

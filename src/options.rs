@@ -116,6 +116,7 @@ fn from_table(table: &toml::Table) -> Result<Options, BadOptions> {
             "taskapiaddress" => options.task_api_address = text()?,
             "taskapiversion" => options.task_api_version = number()?,
             "spool" => options.spool = text()?,
+            "nativeexec" => options.native_exec = truth()?,
             _ => {}
         }
     }

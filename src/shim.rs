@@ -4,6 +4,7 @@
 //! Commands run to their end even if their caller has gone.
 
 mod checkpoint;
+mod native;
 
 pub use checkpoint::{Checkpoint, SaveState};
 
@@ -162,6 +163,13 @@ pub struct Create {
     pub checkpoint: Option<Checkpoint>,
 }
 
+/// What Create learns from config.json and the options.
+#[derive(Clone, Copy)]
+struct Manner {
+    pid_namespace: PidNamespace,
+    native_exec: bool,
+}
+
 /// What is known of a process.
 #[derive(Debug)]
 pub struct ProcessState {
@@ -198,6 +206,7 @@ struct Owned {
     runtime: Runtime,
     options: Options,
     checkpoint: Option<Checkpoint>,
+    native_exec: bool,
     has_mounts: bool,
     io: Rc<ProcessIo>,
     exec_io: HashMap<Id, Rc<ProcessIo>>,
@@ -262,8 +271,13 @@ impl Shim {
     pub async fn create(self: &Rc<Self>, request: Create) -> Result<u32, ShimError> {
         let reservation = self.reserve(&request.id)?;
         let traits = request.bundle.traits()?;
-        let private =
-            if traits.has_private_pid_namespace { PidNamespace::Private } else { PidNamespace::Shared };
+        let manner = Manner {
+            pid_namespace: match traits.has_private_pid_namespace {
+                true => PidNamespace::Private,
+                false => PidNamespace::Shared,
+            },
+            native_exec: traits.native_exec.map_or(request.options.native_exec, |text| text == "true"),
+        };
         let configured = Some(&request.options.spool).filter(|text| !text.is_empty());
         let spool = match traits.spool.as_ref().or(configured) {
             Some(text) => text.parse()?,
@@ -273,7 +287,7 @@ impl Shim {
         request.bundle.write_options(&request.options)?;
         let io = ProcessIo::new(plan);
         self.mount_rootfs(&request).await?;
-        match self.create_process(&request, &io, private).await {
+        match self.create_process(&request, &io, manner).await {
             Ok(pid) => {
                 reservation.fulfilled.set(true);
                 Ok(pid)
@@ -324,12 +338,12 @@ impl Shim {
         self: &Rc<Self>,
         request: &Create,
         io: &Rc<ProcessIo>,
-        pid_namespace: PidNamespace,
+        manner: Manner,
     ) -> Result<u32, ShimError> {
         let Create { id, bundle, options, .. } = request;
         let runtime = Runtime::new(options, &self.namespace, bundle);
         if request.checkpoint.is_some() {
-            self.insert(request, &runtime, io, pid_namespace, Born::default());
+            self.insert(request, &runtime, io, manner, Born::default());
             return Ok(0);
         }
         io.start_logger(&self.reaper).await?;
@@ -346,11 +360,11 @@ impl Shim {
         if options.no_new_keyring {
             arguments.push("--no-new-keyring");
         }
-        let stdio = call_stdio(io, options)?;
+        let stdio = CallStdio::of(io.pipes_unless_terminal(options)?);
         let (result, birth) = self.runtimes.create(&runtime, id, &arguments, stdio).await;
         let born = result
             .map_err(|failure| ShimError::Runtime { context: "OCI runtime create failed", failure })
-            .and_then(|()| self.adopt(request, &runtime, io, console.as_ref(), pid_namespace));
+            .and_then(|()| self.adopt(request, &runtime, io, console.as_ref(), manner));
         if born.is_err() {
             self.undo_create(&runtime, id).await;
             self.clear_after_create(bundle, id).await;
@@ -366,7 +380,7 @@ impl Shim {
         runtime: &Runtime,
         io: &Rc<ProcessIo>,
         console: Option<&ConsoleSocket>,
-        pid_namespace: PidNamespace,
+        manner: Manner,
     ) -> Result<u32, ShimError> {
         let Create { id, bundle, .. } = request;
         // A containerd that was started again during a create finds no task yet, and clears up.
@@ -375,7 +389,7 @@ impl Shim {
         }
         let born = self.born(id, bundle, io, console)?;
         let pid = born.pid;
-        self.insert(request, runtime, io, pid_namespace, born);
+        self.insert(request, runtime, io, manner, born);
         Ok(pid)
     }
 
@@ -410,7 +424,7 @@ impl Shim {
         request: &Create,
         runtime: &Runtime,
         io: &Rc<ProcessIo>,
-        pid_namespace: PidNamespace,
+        Manner { pid_namespace, native_exec }: Manner,
         Born { pid, cgroup, oom }: Born,
     ) {
         let Create { id, bundle, options, stdio, rootfs, checkpoint } = request;
@@ -420,6 +434,7 @@ impl Shim {
             runtime: runtime.clone(),
             options: options.clone(),
             checkpoint: checkpoint.clone(),
+            native_exec,
             has_mounts: !rootfs.is_empty(),
             io: Rc::clone(io),
             exec_io: HashMap::new(),
@@ -574,6 +589,14 @@ impl Shim {
             .ok_or_else(|| Refusal::NoExec(exec.clone()))?;
         io.start_logger(&self.reaper).await?;
         io.open_stdin()?;
+        let ends = io.pipes_unless_terminal(&options)?;
+        if let Some(ends) = &ends
+            && let Some((pid, birth)) = self.exec_natively(id, exec, spec, ends).await
+        {
+            let adopted = self.adopt_exec(id, exec, pid);
+            drop(birth);
+            return adopted;
+        }
         let spec_name = format!("{exec}.process.json");
         let pid_name = format!("{exec}.pid");
         match io.size() {
@@ -591,10 +614,17 @@ impl Shim {
         if let Some(console) = &console {
             arguments.extend(["--console-socket", console.name()]);
         }
-        let stdio = call_stdio(&io, &options)?;
-        let (result, birth) = self.runtimes.exec(&runtime, id, exec, &arguments, stdio, starts).await;
+        let (result, birth) =
+            self.runtimes.exec(&runtime, id, exec, &arguments, CallStdio::of(ends), starts).await;
         result.map_err(|failure| ShimError::Runtime { context: "OCI runtime exec failed", failure })?;
-        let adopted = self.adopt_exec(id, exec, &io, console.as_ref(), &bundle, &pid_name);
+        let adopted = match &console {
+            Some(console) => {
+                console.receive().map_err(Into::into).and_then(|master| Ok(io.attach_console(master)?))
+            }
+            None => Ok(()),
+        }
+        .and_then(|()| Ok(bundle.pid(&pid_name)?))
+        .and_then(|pid| self.adopt_exec(id, exec, pid));
         if adopted.is_err()
             && let Ok(PidNamespace::Private) = self.with(id, |owned| owned.state.pid_namespace)
         {
@@ -604,20 +634,8 @@ impl Shim {
         adopted
     }
 
-    /// The runtime has started the exec: takes its console, reads its pid, watches it, tells containerd.
-    fn adopt_exec(
-        self: &Rc<Self>,
-        id: &Id,
-        exec: &Id,
-        io: &Rc<ProcessIo>,
-        console: Option<&ConsoleSocket>,
-        bundle: &Bundle,
-        pid_name: &str,
-    ) -> Result<u32, ShimError> {
-        if let Some(console) = console {
-            io.attach_console(console.receive()?)?;
-        }
-        let pid = bundle.pid(pid_name)?;
+    /// The exec runs: watches it, tells containerd.
+    fn adopt_exec(self: &Rc<Self>, id: &Id, exec: &Id, pid: u32) -> Result<u32, ShimError> {
         let key = ProcessKey { container: id.clone(), exec: Some(exec.clone()) };
         self.reaper
             .watch_process(pid, key)
@@ -1259,14 +1277,6 @@ fn join_delete(owned: &mut Owned) -> Option<oneshot::Receiver<Deleted>> {
 }
 
 /// Streams of a runtime call that gives birth: a console's come later, over its socket.
-fn call_stdio(io: &Rc<ProcessIo>, options: &Options) -> Result<CallStdio, StdioError> {
-    if io.is_terminal() {
-        return Ok(CallStdio::Captured { stdin: None });
-    }
-    let ends = io.pipes(options.io_uid, options.io_gid)?;
-    Ok(CallStdio::Process { stdin: ends.stdin, stdout: ends.stdout, stderr: ends.stderr })
-}
-
 /// A process spec with the size of its console.
 fn with_console_size(spec: &[u8], (width, height): (u16, u16)) -> Vec<u8> {
     let Ok(mut fields) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(spec) else {

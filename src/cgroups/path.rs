@@ -67,6 +67,18 @@ impl Cgroup {
         }
     }
 
+    /// Every directory of it that is there, each once.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let mut directories: Vec<PathBuf> = match self {
+            Self::V1(paths) => paths.iter().map(|(_, path)| path.clone()).collect(),
+            Self::V2(path) => vec![path.clone()],
+        };
+        // cpu and cpuacct are one hierarchy with two names.
+        let mut seen = std::collections::HashSet::new();
+        directories.retain(|path| path.exists() && path.canonicalize().is_ok_and(|real| seen.insert(real)));
+        directories
+    }
+
     /// Pids of all processes in it and below it.
     pub fn pids(&self) -> io::Result<Vec<u32>> {
         let directory = ["devices", "pids", "memory", "freezer", "name=systemd"]
@@ -100,6 +112,8 @@ fn parse_v1(text: &str) -> Vec<(Box<str>, PathBuf)> {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
         if controllers.is_empty() {
+            // The v2 hierarchy beside them, where systemd mounts it ("hybrid").
+            paths.push(("".into(), below(&Path::new(ROOT).join("unified"), path)));
             continue;
         }
         for controller in controllers.split(',') {

@@ -125,6 +125,15 @@ impl Reaper {
         result.map_err(|e| if e.raw_os_error() == Some(libc::ESRCH) { gone() } else { e })
     }
 
+    /// The pidfd of a container's process; `None` without one.
+    pub fn pidfd_of(&self, pid: u32, key: &ProcessKey) -> Option<OwnedFd> {
+        let watched = self.watched.borrow();
+        let entry = watched
+            .get(&pid)
+            .filter(|entry| matches!(&entry.owner, Owner::Process(owner) if owner == key))?;
+        entry.pidfd.as_ref()?.try_clone().ok()
+    }
+
     /// Kills what a failed birth has left running: children that nobody watches and that are younger than it. Not while others
     /// are being born: one of theirs it might be. Call it only if no orphans of the container can come to us.
     pub fn kill_unclaimed(&self, birth: &BirthGuard) {

@@ -6,7 +6,7 @@ use super::{
     spool::Policy,
     stdio::{Plan, StdioError},
 };
-use crate::exits::Reaper;
+use crate::{exits::Reaper, protocol::options::Options};
 use rustix::{
     fs::{FileType, Mode, OFlags},
     pipe::{PipeFlags, pipe_with},
@@ -35,14 +35,21 @@ const READER_LOOK: Duration = Duration::from_millis(1);
 /// Pumps of one stream when its process has exited: with a budget of 1 MiB each, more than any pipe holds.
 const FINAL_PUMPS: usize = 2;
 
-/// The ends that the process gets.
-pub struct ChildEnds {
-    /// stdin.
-    pub stdin: Stdio,
-    /// stdout.
-    pub stdout: Stdio,
-    /// stderr.
-    pub stderr: Stdio,
+/// The ends that the process gets: stdin, stdout, stderr; /dev/null where there is none.
+pub struct ChildEnds([Option<OwnedFd>; 3]);
+
+impl ChildEnds {
+    /// For a command.
+    pub fn into_stdio(self) -> [Stdio; 3] {
+        self.0.map(|end| end.map_or_else(Stdio::null, Stdio::from))
+    }
+
+    /// The same pipes once more.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let [stdin, stdout, stderr] = &self.0;
+        let again = |end: &Option<OwnedFd>| end.as_ref().map(OwnedFd::try_clone).transpose();
+        Ok(Self([again(stdin)?, again(stdout)?, again(stderr)?]))
+    }
 }
 
 /// All descriptors and copies of one process.
@@ -122,21 +129,29 @@ impl ProcessIo {
         self.plan.spool
     }
 
+    /// [`ProcessIo::pipes`] for a process without a console.
+    pub fn pipes_unless_terminal(
+        self: &Rc<Self>,
+        options: &Options,
+    ) -> Result<Option<ChildEnds>, StdioError> {
+        (!self.is_terminal()).then(|| self.pipes(options.io_uid, options.io_gid)).transpose()
+    }
+
     /// Makes pipes, owned by `uid` and `gid`, and starts copying between them and the client's fifos or files.
     /// /dev/null stands in for channels that the client left out.
-    pub fn pipes(self: &Rc<Self>, uid: u32, gid: u32) -> Result<ChildEnds, StdioError> {
+    fn pipes(self: &Rc<Self>, uid: u32, gid: u32) -> Result<ChildEnds, StdioError> {
         let stdin = match self.stdin_source.take() {
             Some(source) => {
                 let (read, write) = pipe(uid, gid, Ours::Write)?;
                 self.copy_stdin(source, Rc::new(write))?;
-                Stdio::from(read)
+                Some(read)
             }
-            None => Stdio::null(),
+            None => None,
         };
         let [stdout, stderr] = self.sinks()?;
         let stdout = self.output("stdout", stdout, uid, gid)?;
         let stderr = self.output("stderr", stderr, uid, gid)?;
-        Ok(ChildEnds { stdin, stdout, stderr })
+        Ok(ChildEnds([stdin, stdout, stderr]))
     }
 
     /// Where stdout and stderr go.
@@ -154,11 +169,11 @@ impl ProcessIo {
         sink: Option<Sink>,
         uid: u32,
         gid: u32,
-    ) -> Result<Stdio, StdioError> {
-        let Some(sink) = sink else { return Ok(Stdio::null()) };
+    ) -> Result<Option<OwnedFd>, StdioError> {
+        let Some(sink) = sink else { return Ok(None) };
         let (read, write) = pipe(uid, gid, Ours::Read)?;
         self.copy_output(name, Rc::new(read), sink)?;
-        Ok(Stdio::from(write))
+        Ok(Some(write))
     }
 
     /// A fifo is opened for both directions: that neither waits for a reader nor fails without one, and a reader that goes

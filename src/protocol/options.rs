@@ -74,6 +74,10 @@ pub struct Options {
     #[prost(string, tag = "15000")]
     #[serde(skip_serializing_if = "is_default")]
     pub spool: String,
+    /// Execs without the runtime, where that is possible. Ours alone, as above.
+    #[prost(bool, tag = "15001")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub native_exec: bool,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -4,9 +4,10 @@ use super::{Failure, Runtime};
 use crate::{
     exits::{BirthGuard, Reaper},
     id::Id,
+    io::ChildEnds,
     sys,
 };
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
+use rustix::fs::{MemfdFlags, SealFlags};
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
@@ -50,6 +51,16 @@ pub enum CallStdio {
         /// Its stderr.
         stderr: Stdio,
     },
+}
+
+impl CallStdio {
+    /// The ends of a process's pipes; without them, of a process with a console, the outputs are captured.
+    pub fn of(ends: Option<ChildEnds>) -> Self {
+        match ends.map(ChildEnds::into_stdio) {
+            None => Self::Captured { stdin: None },
+            Some([stdin, stdout, stderr]) => Self::Process { stdin, stdout, stderr },
+        }
+    }
 }
 
 /// Calls runtimes on behalf of the shim.
@@ -141,7 +152,7 @@ impl Caller {
 
     /// `update --resources -`, with the resources on stdin.
     pub async fn update(&self, runtime: &Runtime, id: &Id, resources: &[u8]) -> Result<(), Failure> {
-        let stdin = sealed_input(resources)
+        let stdin = sys::fd::input(resources)
             .map_err(|e| Failure::NotStarted { reason: format!("keep the resources: {e}") })?;
         let mut command = runtime.command();
         command.args(["update", "--resources", "-", id.as_str()]);
@@ -232,15 +243,4 @@ fn written(file: OwnedFd) -> Vec<u8> {
     let read = rustix::io::pread(file.as_fd(), &mut bytes, from).unwrap_or(0);
     bytes.truncate(read);
     bytes
-}
-
-fn sealed_input(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let file = rustix::fs::memfd_create(c"runtime-input", MemfdFlags::CLOEXEC)?;
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let n = rustix::io::write(file.as_fd(), rest)?;
-        rest = &rest[n..];
-    }
-    rustix::fs::seek(file.as_fd(), SeekFrom::Start(0))?;
-    Ok(file)
 }

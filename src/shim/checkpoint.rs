@@ -2,9 +2,10 @@
 //!
 //! A container that is made from a checkpoint has no process until Start restores it: its pid is 0 until then.
 
-use super::{Born, Shim, ShimError, call_stdio};
+use super::{Born, Shim, ShimError};
 use crate::{
     bundle::Bundle, container::Event, id::Id, io::ConsoleSocket, protocol::options::CheckpointOptions,
+    runtime::CallStdio,
 };
 use std::{path::PathBuf, rc::Rc};
 
@@ -131,7 +132,7 @@ impl Shim {
         if options.no_pivot_root {
             arguments.push("--no-pivot");
         }
-        let stdio = call_stdio(&io, &options)?;
+        let stdio = CallStdio::of(io.pipes_unless_terminal(&options)?);
         let (result, birth) = self.runtimes.restore(&runtime, id, &arguments, stdio).await;
         let restored = result
             .map_err(|failure| ShimError::Runtime { context: "OCI runtime restore failed", failure })

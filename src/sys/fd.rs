@@ -49,3 +49,15 @@ pub fn watch(fd: Rc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Rc<Owned
     // number.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
 }
+
+/// A file in memory with this content, to be read from the beginning.
+pub fn input(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let file = rustix::fs::memfd_create(c"input", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let n = rustix::io::write(&file, rest)?;
+        rest = &rest[n..];
+    }
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    Ok(file)
+}

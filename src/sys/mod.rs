@@ -2,6 +2,7 @@
 //! EINTR and errno end here.
 #![allow(unsafe_code, reason = "this is the fence: each block says why it is sound")]
 
+pub mod enter;
 pub mod fd;
 pub mod idmap;
 pub mod loopdev;

@@ -129,6 +129,12 @@ pub fn create_core_scheduling_cookie() -> io::Result<()> {
     Ok(rustix::thread::create_core_scheduling_cookie(rustix::process::getpgrp(), group)?)
 }
 
+/// Whether our soft limit of open files is the hard one.
+pub fn has_all_open_files() -> bool {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current == limit.maximum
+}
+
 /// Clock ticks a second, the unit of start times in /proc (sysconf(3)).
 pub fn clock_ticks() -> u64 {
     rustix::param::clock_ticks_per_second()

@@ -1,5 +1,6 @@
 //! Birth of children. Every process that we start is started here, and whoever starts one tells the reaper.
 
+use rustix::fs::{MemfdFlags, SealFlags};
 use std::{
     io,
     os::{
@@ -11,8 +12,14 @@ use std::{
 
 /// Starts a program that dies with us (PR_SET_PDEATHSIG KILL). Returns its pid; nobody but the reaper waits for it.
 pub fn dependent(command: &mut Command) -> io::Result<u32> {
+    dependent_with(command, &[])
+}
+
+/// The same, with these descriptors as 3, 4 …
+pub fn dependent_with(command: &mut Command, descriptors: &[OwnedFd]) -> io::Result<u32> {
     let parent = rustix::process::getpid();
-    // SAFETY: the hook runs between fork and exec and makes three system calls; it allocates nothing and takes no lock.
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    // SAFETY: the hook runs between fork and exec and makes system calls; it allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(move || {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -21,10 +28,34 @@ pub fn dependent(command: &mut Command) -> io::Result<u32> {
             if rustix::process::getppid() != Some(parent) {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
-            Ok(())
+            place(&numbers)
         });
     }
     started(command)
+}
+
+/// A sealed copy of our own binary: whoever gets hold of it can change nothing, least of all the file that the node runs
+/// (CVE-2019-5736).
+pub fn sealed_self() -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let copy = match rustix::fs::memfd_create(c"cleat-exec", flags | MemfdFlags::EXEC) {
+        // Before Linux 6.3.
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(c"cleat-exec", flags)?,
+        result => result?,
+    };
+    let binary = std::fs::OpenOptions::new().read(true).open("/proc/self/exe")?;
+    let mut left = usize::try_from(binary.metadata()?.len()).unwrap_or(usize::MAX);
+    while left > 0 {
+        match rustix::fs::sendfile(&copy, &binary, None, left)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            sent => left -= sent,
+        }
+    }
+    rustix::fs::fcntl_add_seals(
+        &copy,
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )?;
+    Ok(copy)
 }
 
 /// Starts the daemon: own process group, `listeners` as descriptors 3, 4 …, signals waiting until it calls `signals::unblock`.

@@ -18,6 +18,7 @@ mod exits;
 mod faults;
 mod io;
 mod lifecycle;
+mod native;
 mod recorded;
 mod resources;
 mod scars;

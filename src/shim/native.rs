@@ -1,0 +1,110 @@
+//! Execs without the runtime (`native/`), where the container wants it and it is possible.
+
+use super::Shim;
+use crate::{
+    bundle::Bundle,
+    exits::{BirthGuard, ProcessKey},
+    id::Id,
+    io::ChildEnds,
+    native::{self, Runtimes},
+    sys,
+};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::{io, os::fd::OwnedFd, process::Command, rc::Rc, time::Duration};
+use tokio::{io::AsyncReadExt, net::unix::pipe};
+
+/// How long the helper may take: it waits for nothing but a file system that hangs.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Most bytes of its report.
+const MAX_REPORT: u64 = 4096;
+
+impl Shim {
+    /// Starts an exec by the helper. `None`: nothing runs, and the runtime must do it. The guard of the birth is as with the runtime's.
+    pub(super) async fn exec_natively(
+        self: &Rc<Self>,
+        id: &Id,
+        exec: &Id,
+        spec: &[u8],
+        ends: &ChildEnds,
+    ) -> Option<(u32, BirthGuard)> {
+        if !self.with(id, |owned| owned.native_exec).ok()? {
+            return None;
+        }
+        let birth = self.reaper.birth();
+        match self.run_helper(id, spec, ends, &birth).await {
+            Ok(pid) => Some((pid, birth)),
+            Err(reason) => {
+                log::debug!("exec by the runtime container={id} exec={exec}: {reason}");
+                None
+            }
+        }
+    }
+
+    async fn run_helper(
+        self: &Rc<Self>,
+        id: &Id,
+        spec: &[u8],
+        ends: &ChildEnds,
+        birth: &BirthGuard,
+    ) -> Result<u32, String> {
+        let failed = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
+        let (bundle, runtime, options, cgroup, init) = self
+            .with(id, |owned| {
+                let state = &owned.state;
+                let bundle = Bundle::new(&state.bundle);
+                (
+                    bundle,
+                    owned.runtime.binary().to_owned(),
+                    owned.options.clone(),
+                    owned.cgroup.clone(),
+                    state.init.pid,
+                )
+            })
+            .map_err(|e| e.to_string())?;
+        let runtimes = Runtimes {
+            binary: &runtime,
+            no_pivot_root: options.no_pivot_root,
+            no_new_keyring: options.no_new_keyring,
+            open_files_raised: sys::process::has_all_open_files(),
+        };
+        let config = bundle.config_text().map_err(|e| super::chain(&e))?;
+        let cgroups = cgroup.map(|cgroup| cgroup.directories()).unwrap_or_default();
+        let plan = native::decide(&config, spec, id.as_str(), cgroups, &runtimes)?;
+        let plan = serde_json::to_vec(&plan).map_err(|e| e.to_string())?;
+        let key = ProcessKey { container: id.clone(), exec: None };
+        let init = self.reaper.pidfd_of(init, &key).ok_or("no pidfd of the init")?;
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("pipe")(e.into()))?;
+        rustix::io::ioctl_fionbio(&read, true).map_err(|e| failed("pipe")(e.into()))?;
+        let descriptors: [OwnedFd; 4] = [
+            sys::fd::input(&plan).map_err(failed("keep the plan"))?,
+            write,
+            init,
+            sys::spawn::sealed_self().map_err(failed("copy the binary"))?,
+        ];
+        let [stdin, stdout, stderr] = ends.duplicate().map_err(failed("duplicate the pipes"))?.into_stdio();
+        let mut command = Command::new(format!("/proc/self/fd/{}", native::descriptors::BINARY));
+        std::os::unix::process::CommandExt::arg0(&mut command, native::NAME);
+        command.env_clear().stdin(stdin).stdout(stdout).stderr(stderr);
+        let pid =
+            sys::spawn::dependent_with(&mut command, &descriptors).map_err(failed("start the helper"))?;
+        drop((command, descriptors));
+        let ended = self.reaper.watch_child(pid);
+        let report = pipe::Receiver::from_owned_fd(read).map_err(failed("read the report"))?;
+        let mut text = String::new();
+        let mut report = report.take(MAX_REPORT);
+        // Its end: the helper has ended, and the process has become its program, or has ended too.
+        let read = tokio::time::timeout(DEADLINE, report.read_to_string(&mut text)).await;
+        if !matches!(read, Ok(Ok(_))) {
+            self.reaper.signal_child(pid, libc::SIGKILL);
+            self.reaper.kill_unclaimed(birth);
+            return Err("the helper does not come to an end".to_owned());
+        }
+        let status = ended.await;
+        let line = |mark: char| text.lines().find_map(|line| line.strip_prefix(mark));
+        match (line('P').and_then(|pid| pid.parse().ok()), line('E')) {
+            (Some(pid), None) if status == 0 => Ok(pid),
+            (_, Some(reason)) => Err(reason.to_owned()),
+            _ => Err(format!("the helper ended with status {status}")),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What the helper of a native exec does to itself, where no library has it.
+
+use std::{ffi::CString, io, os::fd::RawFd};
+
+/// Creates a child whose parent is our own parent (CLONE_PARENT), in the pid namespace that we have entered. Its pid as our parent sees it; 0 in
+/// the child. To be called with one thread only.
+pub fn clone_for_parent() -> io::Result<u32> {
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and with no new stack this is fork(2) with another parent: the child has a copy of everything.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    u32::try_from(pid).map_err(|_| io::Error::last_os_error())
+}
+
+/// Ends at once, without destructors or exit handlers.
+pub fn end(status: i32) -> ! {
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Joins the session keyring of this name, or makes it (KEYCTL_JOIN_SESSION_KEYRING).
+pub fn join_session_keyring(name: &str) -> io::Result<()> {
+    let name = CString::new(name)?;
+    // SAFETY: the operation reads a string that lives until the call returns.
+    let serial = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    if serial < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// setrlimit(2), by the resource's number.
+pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: `limit` lives until the call returns; an unknown resource is an error.
+    if unsafe { libc::setrlimit(resource, &raw const limit) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// All signals back to what a program expects: not blocked, not ignored (the standard library ignores SIGPIPE).
+pub fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL needs no handler; signals that cannot be changed are an error that means nothing.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let _ = super::signals::unblock();
+}
+
+/// Closes descriptors `from` to `to`, both included.
+pub fn close_range(from: RawFd, to: RawFd) {
+    for number in from..=to {
+        // SAFETY: the helper owns these numbers by agreement with whoever started it, and uses them no more.
+        unsafe { libc::close(number) };
+    }
+}
+
+/// execve(2); returns only if it fails.
+pub fn execute(path: &str, arguments: &[String], environment: &[String]) -> io::Error {
+    let strings =
+        |words: &[String]| words.iter().map(|w| CString::new(w.as_str())).collect::<Result<Vec<_>, _>>();
+    let (Ok(path), Ok(arguments), Ok(environment)) =
+        (CString::new(path), strings(arguments), strings(environment))
+    else {
+        return io::ErrorKind::InvalidInput.into();
+    };
+    let pointers = |words: &[CString]| -> Vec<*const libc::c_char> {
+        words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (pointers(&arguments), pointers(&environment));
+    // SAFETY: both lists end with a null pointer, and their strings live until the call returns.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
+}
