@@ -73,9 +73,11 @@ impl Cgroup {
             Self::V1(paths) => paths.iter().map(|(_, path)| path.clone()).collect(),
             Self::V2(path) => vec![path.clone()],
         };
-        // cpu and cpuacct are one hierarchy with two names.
+        // cpu and cpuacct may be one hierarchy with two names.
         let mut seen = std::collections::HashSet::new();
-        directories.retain(|path| path.exists() && path.canonicalize().is_ok_and(|real| seen.insert(real)));
+        let is_new =
+            |path: &PathBuf| rustix::fs::stat(path).is_ok_and(|stat| seen.insert((stat.st_dev, stat.st_ino)));
+        directories.retain(is_new);
         directories
     }
 

@@ -2,6 +2,7 @@
 //!
 //! The rules are runc's (1.1, 1.2: `utils_linux.go` newProcess, `libcontainer/container_linux.go` newInitConfig, `setns_init_linux.go`).
 
+use crate::cgroups::Cgroup;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use std::path::PathBuf;
 
@@ -23,6 +24,8 @@ pub struct Runtimes<'a> {
 pub struct Plan {
     /// Directories of cgroups to join.
     pub cgroups: Vec<PathBuf>,
+    /// There is one, of cgroup v2.
+    pub is_unified: bool,
     /// Session keyring to join.
     pub keyring: Option<String>,
     /// oom_score_adj; `None`: as the shim's.
@@ -219,7 +222,7 @@ pub fn decide(
     config: &[u8],
     spec: &[u8],
     id: &str,
-    cgroups: Vec<PathBuf>,
+    cgroup: Option<&Cgroup>,
     runtimes: &Runtimes<'_>,
 ) -> Result<Plan, String> {
     let config: Config = serde_json::from_slice(config).map_err(|e| format!("config.json: {e}"))?;
@@ -244,7 +247,7 @@ pub fn decide(
         (!spec.user.username.is_empty(), "a user by name"),
         (spec.args.first().is_none_or(String::is_empty), "no program"),
         (!spec.cwd.starts_with('/'), "a relative working directory"),
-        (cgroups.is_empty(), "an unknown cgroup"),
+        (cgroup.is_none(), "an unknown cgroup"),
         (has_nul(&spec), "a NUL"),
     ];
     if let Some((_, reason)) = reasons.iter().find(|(is_so, _)| *is_so) {
@@ -255,7 +258,8 @@ pub fn decide(
     }
     let capabilities = spec.capabilities.or(init.capabilities);
     Ok(Plan {
-        cgroups,
+        cgroups: cgroup.map(Cgroup::directories).unwrap_or_default(),
+        is_unified: matches!(cgroup, Some(Cgroup::V2(_))),
         keyring: (!runtimes.no_new_keyring).then(|| format!("_ses.{id}")),
         oom_score_adj: init.oom_score_adj,
         rlimits: spec.rlimits.iter().map(rlimit).collect::<Result<_, _>>()?,
@@ -327,7 +331,7 @@ mod tests {
 
     fn with(config: Value, spec: Value, runtimes: &Runtimes<'_>) -> Result<Plan, String> {
         let (config, spec) = (config.to_string(), spec.to_string());
-        decide(config.as_bytes(), spec.as_bytes(), "c", vec!["/sys/fs/cgroup/c".into()], runtimes)
+        decide(config.as_bytes(), spec.as_bytes(), "c", Some(&Cgroup::V2("/sys/fs/cgroup".into())), runtimes)
     }
 
     fn spec(more: Value) -> Value {

@@ -66,23 +66,40 @@ fn enter_container(report: &mut File) -> Result<Side, Failed> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|e| failed("become undumpable")(e.into()))?;
     let plan = read_plan(plan)?;
-    for directory in &plan.cgroups {
-        // 0: whoever writes it.
-        std::fs::write(directory.join("cgroup.procs"), "0").map_err(failed("join the cgroup"))?;
-    }
+    let cgroup = join_cgroups(&plan)?;
     if let Some(score) = plan.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(failed("set oom_score_adj"))?;
     }
     rustix::thread::move_into_thread_name_spaces(init.as_fd(), namespaces())
         .map_err(|e| failed("enter the namespaces")(e.into()))?;
     drop(init);
-    match enter::clone_for_parent().map_err(failed("clone"))? {
+    let child = match &cgroup {
+        Some(cgroup) => enter::clone_into(cgroup.as_fd()),
+        None => enter::clone_for_parent(),
+    };
+    drop(cgroup);
+    match child.map_err(failed("clone"))? {
         0 => Ok(Side::Child(Box::new(plan))),
         pid => {
             writeln!(report, "P{pid}").map_err(failed("report the pid"))?;
             Ok(Side::Parent)
         }
     }
+}
+
+/// On v1 the helper moves; on v2 the process is to be born into the cgroup that is returned.
+fn join_cgroups(plan: &Plan) -> Result<Option<OwnedFd>, Failed> {
+    if plan.is_unified {
+        let [directory] = plan.cgroups.as_slice() else { return Err("more than one cgroup".to_owned()) };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(directory, flags, Mode::empty());
+        return opened.map(Some).map_err(|e| failed("open the cgroup")(e.into()));
+    }
+    for directory in &plan.cgroups {
+        // 0: whoever writes it.
+        std::fs::write(directory.join("cgroup.procs"), "0").map_err(failed("join the cgroup"))?;
+    }
+    Ok(None)
 }
 
 fn read_plan(plan: OwnedFd) -> Result<Plan, Failed> {

@@ -68,8 +68,7 @@ impl Shim {
             open_files_raised: sys::process::has_all_open_files(),
         };
         let config = bundle.config_text().map_err(|e| super::chain(&e))?;
-        let cgroups = cgroup.map(|cgroup| cgroup.directories()).unwrap_or_default();
-        let plan = native::decide(&config, spec, id.as_str(), cgroups, &runtimes)?;
+        let plan = native::decide(&config, spec, id.as_str(), cgroup.as_deref(), &runtimes)?;
         let plan = serde_json::to_vec(&plan).map_err(|e| e.to_string())?;
         let key = ProcessKey { container: id.clone(), exec: None };
         let init = self.reaper.pidfd_of(init, &key).ok_or("no pidfd of the init")?;

@@ -1,6 +1,13 @@
 //! What the helper of a native exec does to itself, where no library has it.
 
-use std::{ffi::CString, io, os::fd::RawFd};
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+};
+
+/// linux/sched.h; too large for the type of libc's other flags.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Creates a child whose parent is our own parent (CLONE_PARENT), in the pid namespace that we have entered. Its pid as our parent sees it; 0 in
 /// the child. To be called with one thread only.
@@ -8,6 +15,19 @@ pub fn clone_for_parent() -> io::Result<u32> {
     let flags = libc::CLONE_PARENT | libc::SIGCHLD;
     // SAFETY: without CLONE_VM and with no new stack this is fork(2) with another parent: the child has a copy of everything.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    u32::try_from(pid).map_err(|_| io::Error::last_os_error())
+}
+
+/// The same, born into a v2 cgroup (clone3(2), CLONE_INTO_CGROUP): a process that moves there by itself waits for an RCU grace period, some 10 ms.
+pub fn clone_into(cgroup: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: all zero is a valid value: nothing asked for.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    // The signal at the child's end is our own, as CLONE_PARENT has it; none may be named.
+    arguments.flags = libc::CLONE_PARENT as u64 | CLONE_INTO_CGROUP;
+    arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    let size = size_of::<libc::clone_args>();
+    // SAFETY: the arguments live until the call returns and are of the size given; the rest as above.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
     u32::try_from(pid).map_err(|_| io::Error::last_os_error())
 }
 

@@ -1,5 +1,6 @@
 //! `bench [SUBJECT...] [--rounds N] [--shims N] [--execs N] [--json FILE] LABEL=SHIM...`: shim beside shim, taking turns. Subjects: latency, memory, throughput, io, containerd;
 //! all of them if none is named. `bench --chart REPORT.json` prints an SVG of a report.
+//! CLEAT_BENCH_NATIVE=1: with native execs.
 
 use cleat_bench::{DriverError, bench};
 use std::path::PathBuf;
