@@ -80,7 +80,7 @@ const LOOK: &str = r#"
     echo attr; cat attr/current 2>/dev/null; echo oom; cat oom_score_adj; echo comm; cat comm
     echo session; set -- $(cut -d')' -f2 stat); [ $4 = $$ ] && echo leads its session; [ $3 = $$ ] && echo leads its group; echo tty $5; echo nice ${17}
     echo fds; for f in fd/*; do case $(readlink $f) in pipe:*) echo $f a pipe;; *) echo $f $(readlink $f);; esac; done
-    echo owner; ls -ldn . | cut -d' ' -f3-; stat -L -c '%u %g %a' fd/0 fd/1 fd/2
+    echo owner; stat -c '%u %g %a' .; stat -L -c '%u %g %a' fd/0 fd/1 fd/2
     echo keyring; grep -c _ses /proc/keys 2>/dev/null
     echo timerslack; cat timerslack_ns 2>/dev/null
     echo personality; cat personality 2>/dev/null
