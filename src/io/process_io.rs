@@ -109,7 +109,7 @@ impl ProcessIo {
         Ok(())
     }
 
-    /// Starts the logger, if the plan has one, and waits until it is ready. Before [`ProcessIo::pipes`] and
+    /// Starts the logger, if the plan has one, and waits until it is ready. Before [`ProcessIo::pipes_unless_terminal`] and
     /// [`ProcessIo::attach_console`].
     pub async fn start_logger(&self, reaper: &Rc<Reaper>) -> Result<(), StdioError> {
         if let Some(plan) = &self.plan.logger {
@@ -129,7 +129,7 @@ impl ProcessIo {
         self.plan.spool
     }
 
-    /// [`ProcessIo::pipes`] for a process without a console.
+    /// The ends for a process without a console; copying starts. `None` for one with a console.
     pub fn pipes_unless_terminal(
         self: &Rc<Self>,
         options: &Options,
