@@ -1,6 +1,9 @@
 //! The kernel's text files of a cgroup, in the shapes that they come in. Read whole, bounded; what is odd is left out.
 
-use crate::bundle::read_bounded;
+use crate::{
+    bundle::read_bounded,
+    protocol::stats_v2::{RdmaEntry, RdmaStat},
+};
 use std::{collections::HashMap, path::Path};
 
 #[cfg(fuzzing)]
@@ -40,20 +43,23 @@ pub(super) fn pairs(directory: &Path, file: &str) -> Option<HashMap<String, u64>
     Some(text.lines().filter_map(pair).collect())
 }
 
-/// `DEVICE hca_handle=… hca_object=…`, a line a device: its name, handles, objects.
-pub(super) fn rdma(directory: &Path, file: &str) -> Vec<(String, u32, u32)> {
+/// `DEVICE hca_handle=… hca_object=…`, a line a device; the same files in both versions.
+pub(super) fn rdma(directory: &Path) -> RdmaStat {
     let entry = |line: &str| {
         let mut words = line.split_whitespace();
-        let (device, mut handles, mut objects) = (words.next()?.to_owned(), 0, 0);
+        let mut entry = RdmaEntry { device: words.next()?.to_owned(), ..RdmaEntry::default() };
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             let value = if value == "max" { u32::MAX } else { value.parse().unwrap_or(0) };
             match key {
-                "hca_handle" => handles = value,
-                "hca_object" => objects = value,
+                "hca_handle" => entry.hca_handles = value,
+                "hca_object" => entry.hca_objects = value,
                 _ => {}
             }
         }
-        Some((device, handles, objects))
+        Some(entry)
     };
-    text(directory, file).map_or_else(Vec::new, |text| text.lines().filter_map(entry).collect())
+    let entries = |file: &str| {
+        text(directory, file).map_or_else(Vec::new, |text| text.lines().filter_map(entry).collect())
+    };
+    RdmaStat { current: entries("rdma.current"), limit: entries("rdma.max") }
 }

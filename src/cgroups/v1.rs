@@ -3,12 +3,12 @@
 
 use super::{
     Cgroup,
-    files::{self, number, pairs, text},
+    files::{number, pairs, rdma, text},
 };
 use crate::{
     protocol::stats_v1::{
         BlkioEntry, BlkioStat, CpuStat, CpuUsage, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat,
-        Metrics, PidsStat, RdmaEntry, RdmaStat, Throttle,
+        Metrics, PidsStat, Throttle,
     },
     sys::process::clock_ticks,
 };
@@ -28,7 +28,7 @@ pub(super) fn metrics(cgroup: &Cgroup) -> Metrics {
         }),
         memory: directory("memory").and_then(memory),
         blkio: directory("blkio").map(blkio),
-        rdma: directory("rdma").and_then(rdma),
+        rdma: directory("rdma").filter(|directory| directory.join("rdma.current").exists()).map(rdma),
         memory_oom_control: directory("memory").and_then(oom_control),
     }
 }
@@ -146,16 +146,6 @@ fn hugetlb(directory: &Path) -> Vec<HugetlbStat> {
             pagesize,
         })
         .collect()
-}
-
-fn rdma(directory: &Path) -> Option<RdmaStat> {
-    let entry = |(device, hca_handles, hca_objects)| RdmaEntry { device, hca_handles, hca_objects };
-    let entries =
-        |file: &str| -> Vec<RdmaEntry> { files::rdma(directory, file).into_iter().map(entry).collect() };
-    directory
-        .join("rdma.current")
-        .exists()
-        .then(|| RdmaStat { current: entries("rdma.current"), limit: entries("rdma.max") })
 }
 
 /// From the CFQ scheduler's files where the kernel has them (before 5.0) and they say something, else from the throttle's.

@@ -1,10 +1,9 @@
 //! Figures of cgroup v2, every field that containerd/cgroups fills (`cgroup2/manager.go`, `cgroup2/utils.go`).
 //! Kernel documentation: admin-guide/cgroup-v2.rst.
 
-use super::files::{self, number, pairs, text};
+use super::files::{number, pairs, rdma, text};
 use crate::protocol::stats_v2::{
     CpuStat, HugetlbStat, IoEntry, IoStat, MemoryEvents, MemoryStat, Metrics, PidsStat, PsiData, PsiStats,
-    RdmaEntry, RdmaStat,
 };
 use std::path::Path;
 
@@ -15,7 +14,7 @@ pub(super) fn metrics(directory: &Path) -> Metrics {
         pids: Some(PidsStat { current: file("pids.current"), limit: file("pids.max") }),
         cpu: Some(cpu(directory)),
         memory: Some(memory(directory)),
-        rdma: Some(RdmaStat { current: rdma(directory, "rdma.current"), limit: rdma(directory, "rdma.max") }),
+        rdma: Some(rdma(directory)),
         io: Some(IoStat { usage: io(directory), psi: pressure(directory, "io.pressure") }),
         hugetlb: hugetlb(directory),
         memory_events: memory_events(directory),
@@ -141,11 +140,6 @@ fn io(directory: &Path) -> Vec<IoEntry> {
         Some(entry)
     };
     text(directory, "io.stat").map_or_else(Vec::new, |text| text.lines().filter_map(entry).collect())
-}
-
-fn rdma(directory: &Path, file: &str) -> Vec<RdmaEntry> {
-    let entry = |(device, hca_handles, hca_objects)| RdmaEntry { device, hca_handles, hca_objects };
-    files::rdma(directory, file).into_iter().map(entry).collect()
 }
 
 /// One entry a page size that the kernel has, whether the controller is on or not.

@@ -4,6 +4,9 @@
 /// Type URL of [`Metrics`].
 pub const METRICS_URL: &str = "io.containerd.cgroups.v1.Metrics";
 
+// The same messages in both versions.
+pub use super::stats_v2::{RdmaEntry, RdmaStat};
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Metrics {
     #[prost(message, repeated, tag = "1")]
@@ -204,22 +207,4 @@ pub struct BlkioEntry {
     pub minor: u64,
     #[prost(uint64, tag = "5")]
     pub value: u64,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct RdmaStat {
-    #[prost(message, repeated, tag = "1")]
-    pub current: Vec<RdmaEntry>,
-    #[prost(message, repeated, tag = "2")]
-    pub limit: Vec<RdmaEntry>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct RdmaEntry {
-    #[prost(string, tag = "1")]
-    pub device: String,
-    #[prost(uint32, tag = "2")]
-    pub hca_handles: u32,
-    #[prost(uint32, tag = "3")]
-    pub hca_objects: u32,
 }

@@ -83,11 +83,7 @@ impl Caller {
         arguments: &[&str],
         stdio: CallStdio,
     ) -> (Result<(), Failure>, BirthGuard) {
-        let mut command = runtime.command();
-        command.arg("create").arg("--bundle").arg(&runtime.bundle).args(arguments).arg(id.as_str());
-        let birth = self.reaper.birth();
-        let log = runtime.bundle.join("log.json");
-        (self.run(command, log, stdio, LONG, None).await, birth)
+        self.make(&["create"], runtime, id, arguments, stdio).await
     }
 
     /// `restore --detach`: create and start at once, from a checkpoint. Guard as with create.
@@ -98,9 +94,19 @@ impl Caller {
         arguments: &[&str],
         stdio: CallStdio,
     ) -> (Result<(), Failure>, BirthGuard) {
+        self.make(&["restore", "--detach", "--no-subreaper"], runtime, id, arguments, stdio).await
+    }
+
+    async fn make(
+        &self,
+        words: &[&str],
+        runtime: &Runtime,
+        id: &Id,
+        arguments: &[&str],
+        stdio: CallStdio,
+    ) -> (Result<(), Failure>, BirthGuard) {
         let mut command = runtime.command();
-        command.arg("restore").args(["--detach", "--no-subreaper", "--bundle"]).arg(&runtime.bundle);
-        command.args(arguments).arg(id.as_str());
+        command.args(words).arg("--bundle").arg(&runtime.bundle).args(arguments).arg(id.as_str());
         let birth = self.reaper.birth();
         let log = runtime.bundle.join("log.json");
         (self.run(command, log, stdio, LONG, None).await, birth)

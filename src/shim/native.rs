@@ -31,7 +31,7 @@ impl Shim {
             return None;
         }
         let birth = self.reaper.birth();
-        match self.run_helper(id, spec, ends, &birth).await {
+        match self.run_helper(id, spec, ends).await {
             Ok(pid) => Some((pid, birth)),
             Err(reason) => {
                 log::debug!("exec by the runtime container={id} exec={exec}: {reason}");
@@ -40,13 +40,7 @@ impl Shim {
         }
     }
 
-    async fn run_helper(
-        self: &Rc<Self>,
-        id: &Id,
-        spec: &[u8],
-        ends: &ChildEnds,
-        birth: &BirthGuard,
-    ) -> Result<u32, String> {
+    async fn run_helper(self: &Rc<Self>, id: &Id, spec: &[u8], ends: &ChildEnds) -> Result<u32, String> {
         let failed = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
         let (bundle, runtime, options, cgroup, init) = self
             .with(id, |owned| {
@@ -89,18 +83,23 @@ impl Shim {
         drop((command, descriptors));
         let ended = self.reaper.watch_child(pid);
         let report = pipe::Receiver::from_owned_fd(read).map_err(failed("read the report"))?;
-        let mut text = String::new();
+        let mut text = Vec::new();
         let mut report = report.take(MAX_REPORT);
         // Its end: the helper has ended, and the process has become its program, or has ended too.
-        let read = tokio::time::timeout(DEADLINE, report.read_to_string(&mut text)).await;
+        let read = tokio::time::timeout(DEADLINE, report.read_to_end(&mut text)).await;
+        let text = String::from_utf8_lossy(&text);
+        let line = |mark: char| text.lines().find_map(|line| line.strip_prefix(mark));
+        let born: Option<u32> = line('P').and_then(|pid| pid.parse().ok());
         if !matches!(read, Ok(Ok(_))) {
             self.reaper.signal_child(pid, libc::SIGKILL);
-            self.reaper.kill_unclaimed(birth);
+            if let Some(born) = born {
+                // Our own child, unreaped while the birth goes on: the number is its own.
+                let _ = sys::process::signal_child(born, libc::SIGKILL);
+            }
             return Err("the helper does not come to an end".to_owned());
         }
         let status = ended.await;
-        let line = |mark: char| text.lines().find_map(|line| line.strip_prefix(mark));
-        match (line('P').and_then(|pid| pid.parse().ok()), line('E')) {
+        match (born, line('E')) {
             (Some(pid), None) if status == 0 => Ok(pid),
             (_, Some(reason)) => Err(reason.to_owned()),
             _ => Err(format!("the helper ended with status {status}")),
