@@ -42,7 +42,8 @@ pub fn version(name: &str) -> String {
     format!("{name}:\n  Version:  {}\n  Revision: {}\n\n", env!("CARGO_PKG_VERSION"), revision())
 }
 
-fn revision() -> &'static str {
+/// The source's revision, where the build was told.
+pub fn revision() -> &'static str {
     option_env!("CLEAT_REVISION").unwrap_or("unknown")
 }
 

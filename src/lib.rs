@@ -12,6 +12,7 @@ pub mod events;
 pub mod exits;
 pub mod id;
 pub mod info;
+pub mod inspect;
 pub mod io;
 pub mod log;
 pub mod mount;

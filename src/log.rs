@@ -1,19 +1,28 @@
 //! logfmt lines into the bundle's `log` fifo, which containerd copies into its own log. Never blocks, never kills: the fifo is
 //! open in both directions and non-blocking; a line that does not fit is dropped and counted.
 
-use crate::protocol::Timestamp;
+use crate::protocol::{Timestamp, inspect::Problem};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::fs::{Mode, OFlags};
 use std::{
+    collections::VecDeque,
     fmt::Write as _,
     io,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// Longest line, bytes: what a pipe takes in one piece (PIPE_BUF), so that lines never mix.
 const MAX_LINE: usize = 4096;
 
+/// Warnings and errors that are kept for whoever asks, and the most characters of one.
+const MAX_PROBLEMS: usize = 16;
+const MAX_PROBLEM: usize = 256;
+
+static PROBLEMS: Mutex<VecDeque<Problem>> = Mutex::new(VecDeque::new());
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 static LOGGER: Logfmt = Logfmt;
 
@@ -48,16 +57,34 @@ impl Log for Logfmt {
             Level::Info => "info",
             Level::Debug | Level::Trace => "debug",
         };
+        let now = Timestamp::now();
+        if record.level() <= Level::Warn {
+            keep(now, level, &record.args().to_string());
+        }
         let dropped = DROPPED.swap(0, Ordering::Relaxed);
         let mut text = String::with_capacity(160);
         let _ = write!(text, "{}", record.args());
-        let line = line(Timestamp::now(), level, &text, dropped);
+        let line = line(now, level, &text, dropped);
         if rustix::io::write(rustix::stdio::stderr(), line.as_bytes()).is_err() {
             DROPPED.fetch_add(dropped + 1, Ordering::Relaxed);
         }
     }
 
     fn flush(&self) {}
+}
+
+/// The last warnings and errors, oldest first.
+pub fn problems() -> Vec<Problem> {
+    PROBLEMS.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+}
+
+fn keep(at: Timestamp, level: &str, text: &str) {
+    let mut problems = PROBLEMS.lock().unwrap_or_else(PoisonError::into_inner);
+    if problems.len() == MAX_PROBLEMS {
+        problems.pop_front();
+    }
+    let text = text.chars().take(MAX_PROBLEM).collect();
+    problems.push_back(Problem { at: Some(at), level: level.to_owned(), text });
 }
 
 fn line(at: Timestamp, level: &str, text: &str, dropped: u64) -> String {
@@ -88,7 +115,7 @@ fn line(at: Timestamp, level: &str, text: &str, dropped: u64) -> String {
 }
 
 /// UTC, nanoseconds, as containerd writes it. Days to date after Howard Hinnant's "days from civil".
-fn rfc3339(at: Timestamp) -> String {
+pub fn rfc3339(at: Timestamp) -> String {
     let days = at.seconds.div_euclid(86_400);
     let second = at.seconds.rem_euclid(86_400);
     let shifted = days + 719_468;

@@ -4,6 +4,7 @@
 //! Commands run to their end even if their caller has gone.
 
 mod checkpoint;
+mod inspect;
 mod native;
 
 pub use checkpoint::{Checkpoint, SaveState};
@@ -736,7 +737,7 @@ impl Shim {
 
     /// Sends a signal to a process, or to all of the container's. A single process gets it through its pidfd, without a runtime.
     pub async fn kill(&self, id: &Id, exec: Option<&Id>, signal: i32, all: bool) -> Result<(), ShimError> {
-        let (pid, runtime, frozen) = self.with(id, |owned| {
+        let (pid, runtime, cgroup) = self.with(id, |owned| {
             let process = process(&owned.state, exec)?;
             if process.exit.is_some() || exec.is_none() && owned.state.held.is_some() {
                 return Err(ShimError::Finished);
@@ -744,10 +745,7 @@ impl Shim {
             if process.pid == 0 {
                 return Err(if exec.is_some() { ShimError::NotStarted } else { ShimError::NoSuchContainer });
             }
-            // In a frozen v1 cgroup even SIGKILL waits for the thaw (runc does the same, crun does not).
-            let is_frozen = matches!(owned.state.status, Status::Paused | Status::Pausing);
-            let frozen = owned.cgroup.clone().filter(|_| is_frozen);
-            Ok((process.pid, owned.runtime.clone(), frozen))
+            Ok((process.pid, owned.runtime.clone(), owned.cgroup.clone()))
         })??;
         let number = signal.to_string();
         if exec.is_none() && all {
@@ -759,10 +757,11 @@ impl Shim {
             std::io::ErrorKind::NotFound => ShimError::Finished,
             _ => ShimError::Io { verb: "send the signal", source: e },
         })?;
-        if let Some(frozen) = frozen
+        // As runc does, which crun does not.
+        if let Some(cgroup) = cgroup
             && exec.is_none()
             && signal == libc::SIGKILL
-            && let Err(e) = frozen.thaw()
+            && let Err(e) = cgroup.thaw()
         {
             log::warn!("thaw a killed container container={id}: {e}");
         }

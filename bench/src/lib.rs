@@ -6,7 +6,7 @@
 pub mod bench;
 mod driver;
 mod ledger;
-pub mod measure;
+pub use cleat_cli::process as measure;
 
 pub use driver::{Client, Driver, DriverError, Pod};
 pub use ledger::{Ledger, Verdict};

@@ -49,11 +49,20 @@ impl Cgroup {
         ours.filter(|path| std::fs::remove_dir(path).is_err_and(|e| !is_absent(&e))).count() == 0
     }
 
-    /// Thaws a frozen v1 cgroup. On v2 a frozen process can be killed as it is: nothing to do.
+    /// Thaws it if it is frozen, whoever froze it. In a frozen v1 cgroup even SIGKILL waits; on v2 it does not, but runc deletes no
+    /// container whose cgroup is frozen.
     pub fn thaw(&self) -> io::Result<()> {
-        match (self, self.directory("freezer")) {
-            (Self::V1(_), Some(freezer)) => std::fs::write(freezer.join("freezer.state"), "THAWED"),
-            _ => Ok(()),
+        let Some(directory) = self.directory("freezer") else { return Ok(()) };
+        let (file, thawed) = match self {
+            Self::V1(_) => ("freezer.state", "THAWED"),
+            Self::V2(_) => ("cgroup.freeze", "0"),
+        };
+        let file = directory.join(file);
+        match read_bounded(&file, 64) {
+            Ok(text) if String::from_utf8_lossy(&text).trim() == thawed => Ok(()),
+            Ok(_) => std::fs::write(file, thawed),
+            Err(e) if is_absent(&e) => Ok(()),
+            Err(e) => Err(e),
         }
     }
 

@@ -3,18 +3,24 @@
 use crate::protocol::{
     Any, Timestamp,
     events::{Envelope, ForwardRequest},
+    inspect,
 };
 use prost::Message;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
+    time::{Duration, Instant},
 };
 use tokio::sync::Notify;
 
 /// Envelopes that are kept while containerd is away. One is 200 to 300 bytes, so some 5 MiB. Beyond it the oldest event that can
 /// be derived from others makes room (see [`Topic::can_be_derived`]); an exit, an OOM kill or a delete is never dropped.
 const BOUND: usize = 16_384;
+/// Events that are kept for those who follow what happens. Who asks too seldom misses the oldest.
+const KEPT: usize = 1024;
+/// How long they are kept though nobody asks any more.
+const INTEREST: Duration = Duration::from_secs(60);
 
 /// What an event says; the name on the wire is `/tasks/…` (containerd v2.3.4 `core/runtime/events.go`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +84,7 @@ impl Topic {
     }
 }
 
+#[derive(Clone)]
 struct Queued {
     topic: Topic,
     /// An encoded ForwardRequest.
@@ -85,10 +92,17 @@ struct Queued {
     number: u64,
 }
 
+/// Events for those who follow them, acknowledged or not.
+struct Followed {
+    asked: Instant,
+    events: VecDeque<Queued>,
+}
+
 /// Events that containerd has not acknowledged.
 pub struct EventQueue {
     namespace: String,
     queued: RefCell<VecDeque<Queued>>,
+    followed: RefCell<Option<Followed>>,
     next: Cell<u64>,
     dropped: Cell<u64>,
     acknowledged: Cell<u64>,
@@ -101,7 +115,8 @@ impl EventQueue {
         Self {
             namespace: namespace.to_owned(),
             queued: RefCell::default(),
-            next: Cell::new(0),
+            followed: RefCell::default(),
+            next: Cell::new(1),
             dropped: Cell::new(0),
             acknowledged: Cell::new(0),
             changed: Notify::new(),
@@ -119,7 +134,9 @@ impl EventQueue {
         let request = ForwardRequest { envelope: Some(envelope) }.encode_to_vec().into();
         let number = self.next.replace(self.next.get() + 1);
         let mut queued = self.queued.borrow_mut();
-        queued.push_back(Queued { topic, request, number });
+        let event = Queued { topic, request, number };
+        self.keep_for_followers(&event);
+        queued.push_back(event);
         if queued.len() > BOUND
             && let Some(index) = queued.iter().position(|q| q.topic.can_be_derived())
         {
@@ -132,6 +149,70 @@ impl EventQueue {
             queued.remove(index);
         }
         self.changed.notify_waiters();
+    }
+
+    fn keep_for_followers(&self, event: &Queued) {
+        let mut followed = self.followed.borrow_mut();
+        if let Some(Followed { events, .. }) = followed.as_mut().filter(|f| f.asked.elapsed() < INTEREST) {
+            if events.len() == KEPT {
+                events.pop_front();
+            }
+            events.push_back(event.clone());
+        } else {
+            *followed = None;
+        }
+    }
+
+    /// Events from number `from` on (0: those that are not acknowledged), what to ask for next, and how many are missing. Waits at most `patience` for the
+    /// first one. From the first question on events are kept, acknowledged or not, as long as the questions do not stop for a minute.
+    pub async fn follow(&self, from: u64, patience: Duration) -> inspect::EventsResponse {
+        let deadline = Instant::now() + patience;
+        {
+            let mut followed = self.followed.borrow_mut();
+            match followed.as_mut() {
+                Some(followed) => followed.asked = Instant::now(),
+                None => {
+                    *followed = Some(Followed { asked: Instant::now(), events: self.queued.borrow().clone() })
+                }
+            }
+        }
+        loop {
+            let changed = self.changed.notified();
+            let answer = self.since(from);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !answer.events.is_empty() || left.is_zero() {
+                return answer;
+            }
+            // Acknowledgements wake us too: then we look again.
+            let _ = tokio::time::timeout(left, changed).await;
+        }
+    }
+
+    fn since(&self, from: u64) -> inspect::EventsResponse {
+        let followed = self.followed.borrow();
+        let queued = self.queued.borrow();
+        let kept = match followed.as_ref() {
+            Some(followed) if from > 0 => &followed.events,
+            _ => &queued,
+        };
+        let wanted: Vec<&Queued> = kept.iter().filter(|event| event.number >= from).take(KEPT).collect();
+        let first = wanted.first().map_or(self.next.get(), |event| event.number);
+        inspect::EventsResponse {
+            next: wanted.last().map_or(self.next.get(), |event| event.number + 1),
+            missed: if from == 0 { 0 } else { first.saturating_sub(from) },
+            events: wanted.into_iter().filter_map(unpack).collect(),
+        }
+    }
+
+    /// Figures for people.
+    pub fn figures(&self) -> inspect::EventQueue {
+        let oldest = self.queued.borrow().front().and_then(unpack).and_then(|event| event.timestamp);
+        inspect::EventQueue {
+            waiting: self.len() as u64,
+            acknowledged: self.acknowledged.get(),
+            dropped: self.dropped.get(),
+            oldest_ms: oldest.map_or(0, |at| at.age_ms()),
+        }
     }
 
     /// The event to send next: its number and the encoded ForwardRequest. It stays in the queue.
@@ -197,10 +278,52 @@ impl EventQueue {
     }
 }
 
+fn unpack(queued: &Queued) -> Option<inspect::Event> {
+    let envelope = ForwardRequest::decode(&*queued.request).ok()?.envelope?;
+    let Envelope { timestamp, topic, event, .. } = envelope;
+    Some(inspect::Event { number: queued.number, timestamp, topic, event })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::protocol::events::TaskContainer;
+
+    fn now<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(future)
+    }
+
+    #[test]
+    fn followers_see_each_event_once_acknowledged_or_not() {
+        let queue = EventQueue::new("ns");
+        queue.push(Topic::Create, &event());
+        let first = now(queue.follow(0, Duration::ZERO));
+        assert_eq!((first.events.len(), first.events[0].topic.as_str(), first.next), (1, "/tasks/create", 2));
+        queue.acknowledge(1);
+        queue.push(Topic::Start, &event());
+        queue.acknowledge(2);
+        let then = now(queue.follow(first.next, Duration::from_secs(5)));
+        assert_eq!((then.events.len(), then.events[0].number, then.next, then.missed), (1, 2, 3, 0));
+        assert_eq!(now(queue.follow(then.next, Duration::from_millis(1))).events, []);
+        for _ in 0..KEPT + 10 {
+            queue.push(Topic::Exit, &event());
+        }
+        let late = now(queue.follow(then.next, Duration::ZERO));
+        assert_eq!((late.events.len(), late.missed), (KEPT, 10));
+    }
+
+    #[test]
+    fn nothing_is_kept_for_nobody() {
+        let queue = EventQueue::new("ns");
+        queue.push(Topic::Create, &event());
+        queue.acknowledge(1);
+        assert!(queue.followed.borrow().is_none());
+        now(queue.follow(0, Duration::ZERO));
+        queue.followed.borrow_mut().as_mut().unwrap().asked -= INTEREST;
+        queue.push(Topic::Start, &event());
+        assert!(queue.followed.borrow().is_none());
+    }
 
     fn event() -> TaskContainer {
         TaskContainer { container_id: "c".into() }

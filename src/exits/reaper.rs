@@ -45,7 +45,8 @@ pub struct Exited {
 
 enum Owner {
     Process(ProcessKey),
-    Child(oneshot::Sender<ExitStatus>),
+    /// `true`: it is to end soon.
+    Child(oneshot::Sender<ExitStatus>, bool),
 }
 
 struct Watched {
@@ -85,12 +86,21 @@ impl Reaper {
         Ok(())
     }
 
-    /// Watches a child that we have just started; the future is its exit status.
+    /// Watches a child that we have just started and that is to end soon; the future is its exit status.
     pub fn watch_child(&self, pid: u32) -> impl Future<Output = ExitStatus> + use<> {
+        self.watch(pid, true)
+    }
+
+    /// Watches a child that lives as long as its container; the future is its exit status.
+    pub fn watch_lasting_child(&self, pid: u32) -> impl Future<Output = ExitStatus> + use<> {
+        self.watch(pid, false)
+    }
+
+    fn watch(&self, pid: u32, is_brief: bool) -> impl Future<Output = ExitStatus> + use<> {
         let (sender, receiver) = oneshot::channel();
         // Without a descriptor (EMFILE) the pid of our own unreaped child is as good.
         let pidfd = process::pidfd(pid).ok().flatten();
-        self.watched.borrow_mut().insert(pid, Watched { pidfd, owner: Owner::Child(sender) });
+        self.watched.borrow_mut().insert(pid, Watched { pidfd, owner: Owner::Child(sender, is_brief) });
         self.again.notify_one();
         async move { receiver.await.unwrap_or(255) }
     }
@@ -163,7 +173,7 @@ impl Reaper {
 
     /// Resolves when [`Reaper::reap`] should be called though no SIGCHLD may come.
     pub async fn wants_reaping(&self) {
-        let has_child = self.watched.borrow().values().any(|w| matches!(w.owner, Owner::Child(_)));
+        let has_child = self.watched.borrow().values().any(|w| matches!(w.owner, Owner::Child(_, true)));
         let expects = self.look_later.take() || has_child;
         tokio::select! {
             () = self.again.notified() => {}
@@ -246,6 +256,11 @@ impl Reaper {
         }
     }
 
+    /// How many processes were re-parented to us and reaped.
+    pub fn orphans(&self) -> u64 {
+        self.orphans.get()
+    }
+
     /// One line a watched process, for the dump.
     pub fn describe(&self) -> Vec<String> {
         let watched = self.watched.borrow();
@@ -258,7 +273,7 @@ impl Reaper {
                 Owner::Process(ProcessKey { container, exec: Some(exec) }) => {
                     format!("watched pid={pid} exec {exec} of {container}")
                 }
-                Owner::Child(_) => format!("watched pid={pid} runtime call or helper"),
+                Owner::Child(..) => format!("watched pid={pid} runtime call or helper"),
             })
             .collect();
         lines.sort();
@@ -271,7 +286,7 @@ fn deliver(pid: u32, watched: Watched, status: ExitStatus, exits: &mut Vec<Exite
     match watched.owner {
         Owner::Process(key) => exits.push(Exited { key, pid, status }),
         // Whoever asked may have given up at its deadline.
-        Owner::Child(sender) => drop(sender.send(status)),
+        Owner::Child(sender, _) => drop(sender.send(status)),
     }
 }
 

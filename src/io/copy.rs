@@ -8,7 +8,7 @@ use super::{
     beat::{self, BEAT},
     spool::{Policy, Spool},
 };
-use crate::sys;
+use crate::{protocol::inspect, sys};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{FileType, Mode, OFlags},
@@ -504,6 +504,18 @@ impl Copy {
     /// Bytes copied so far, and whether some wait for a slow reader.
     pub(super) fn position(&self) -> (u64, bool) {
         (self.copied.get(), !self.spool.borrow().is_empty())
+    }
+
+    /// Figures for people.
+    pub(super) fn figures(&self) -> inspect::Stream {
+        let spool = self.spool.borrow();
+        inspect::Stream {
+            name: self.name.to_owned(),
+            bytes: self.copied.get(),
+            spooled_bytes: spool.len(),
+            dropped_bytes: self.dropped.get() + spool.dropped(),
+            ended: self.has_ended(),
+        }
     }
 
     /// For the dump.

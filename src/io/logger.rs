@@ -4,7 +4,7 @@
 //! Its pipes stay ours: a logger that dies is started again on the same ones and finds what its predecessor had not read.
 
 use super::{StdioError, stdio::LoggerPlan};
-use crate::{exits::Reaper, sys};
+use crate::{exits::Reaper, protocol::inspect, sys};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     cell::{Cell, RefCell},
@@ -116,7 +116,7 @@ impl Logger {
             .stderr(Stdio::null());
         let pid = sys::spawn::daemon(&mut command, vec![out.try_clone()?, err.try_clone()?, says_ready])?;
         self.pid.set(pid);
-        Ok((ready, self.reaper.watch_child(pid)))
+        Ok((ready, self.reaper.watch_lasting_child(pid)))
     }
 
     /// Starts it again when it dies, as long as that makes sense.
@@ -183,6 +183,13 @@ impl Logger {
             });
         }
         self.wait_changed().await;
+    }
+
+    /// Figures for people.
+    pub(super) fn figures(&self) -> inspect::Logger {
+        let path = self.plan.path.to_string_lossy().into_owned();
+        let pid = if self.ended.get() { 0 } else { self.pid.get() };
+        inspect::Logger { path, pid, deaths: self.deaths.get() }
     }
 
     /// For the dump.

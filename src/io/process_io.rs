@@ -6,7 +6,10 @@ use super::{
     spool::Policy,
     stdio::{Plan, StdioError},
 };
-use crate::{exits::Reaper, protocol::options::Options};
+use crate::{
+    exits::Reaper,
+    protocol::{inspect, options::Options},
+};
 use rustix::{
     fs::{FileType, Mode, OFlags},
     pipe::{PipeFlags, pipe_with},
@@ -404,6 +407,14 @@ impl ProcessIo {
         if let Some(logger) = self.logger.borrow().clone() {
             tokio::task::spawn_local(async move { logger.end().await });
         }
+    }
+
+    /// Figures of each channel, and of the logging program.
+    pub fn figures(&self) -> (Vec<inspect::Stream>, Option<inspect::Logger>) {
+        let stdin = self.stdin.borrow();
+        let outputs = self.outputs.borrow();
+        let streams = stdin.iter().chain(outputs.iter()).map(|copy| copy.figures()).collect();
+        (streams, self.logger.borrow().as_ref().map(|logger| logger.figures()))
     }
 
     /// One line a channel, for the dump.

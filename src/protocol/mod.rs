@@ -9,6 +9,7 @@
 pub mod bootstrap;
 pub mod events;
 pub mod info;
+pub mod inspect;
 pub mod options;
 pub mod stats_v1;
 pub mod stats_v2;
@@ -53,6 +54,12 @@ impl Timestamp {
             seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
             nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
         }
+    }
+
+    /// Milliseconds since then; 0 for a time to come.
+    pub fn age_ms(self) -> u64 {
+        let ms = |at: Self| i128::from(at.seconds) * 1000 + i128::from(at.nanos) / 1_000_000;
+        u64::try_from(ms(Self::now()) - ms(self)).unwrap_or(0)
     }
 
     /// What Go sends for a time that was never set: 0001-01-01T00:00:00Z.

@@ -1,6 +1,6 @@
 //! What wraps every call, outermost first: log, deadline, panic.
 
-use super::{idle::Idle, services::Services};
+use super::{OpenCalls, idle::Idle, services::Services};
 use crate::rpc::{Abandoned, Call, Code, Handler, Reply, Status};
 use std::{
     cell::RefCell,
@@ -29,11 +29,12 @@ const CHAIN: [Interceptor; 3] = [log_call, bound_time, catch_panic];
 pub(super) struct Interceptors {
     services: Services,
     idle: Rc<Idle>,
+    calls: Rc<OpenCalls>,
 }
 
 impl Interceptors {
-    pub(super) fn new(services: Services, idle: Rc<Idle>) -> Self {
-        Self { services, idle }
+    pub(super) fn new(services: Services, idle: Rc<Idle>, calls: Rc<OpenCalls>) -> Self {
+        Self { services, idle, calls }
     }
 }
 
@@ -45,6 +46,7 @@ impl Handler for Interceptors {
             timeout: call.timeout,
             abandoned: call.abandoned.clone(),
         });
+        let open = self.calls.begin(&call);
         #[cfg(debug_assertions)]
         if let Some(fault) = fault_for_test(&about.method) {
             return CHAIN.iter().rev().fold(fault, |inner, wrap| wrap(&about, inner));
@@ -56,6 +58,11 @@ impl Handler for Interceptors {
                 Box::pin(async { Err(refusal) })
             }
         };
+        let answer: Answer = Box::pin(async move {
+            let reply = answer.await;
+            drop(open);
+            reply
+        });
         CHAIN.iter().rev().fold(answer, |inner, wrap| wrap(&about, inner))
     }
 }

@@ -1,11 +1,13 @@
 //! The daemon: inherits the listener, serves, drains, ends. One thread; nothing in its loop blocks.
 
+mod calls;
 mod dump;
 mod idle;
 mod intercept;
 mod services;
 mod unneeded;
 
+pub use calls::OpenCalls;
 pub use services::Service;
 
 use crate::{
@@ -90,8 +92,9 @@ async fn serve(common: &Common, listener: OwnedFd) -> Result<(), ServeError> {
     let shim = Shim::new(common.namespace.clone(), Rc::clone(&reaper), Rc::clone(&events));
     let load = Rc::new(Load::default());
     let idle = Rc::new(idle::Idle::default());
-    let services = services::register(&shim);
-    let handler = Rc::new(intercept::Interceptors::new(services, Rc::clone(&idle)));
+    let calls = Rc::new(OpenCalls::default());
+    let services = services::register(&shim, &load, &calls);
+    let handler = Rc::new(intercept::Interceptors::new(services, Rc::clone(&idle), calls));
 
     reap(&reaper, &shim).map_err(setup("watch SIGCHLD"))?;
     dump::on_signal(&shim, &load).map_err(setup("watch SIGUSR1"))?;

@@ -1,8 +1,10 @@
 //! The services of the daemon, registered in one place.
 
+use super::OpenCalls;
 use crate::{
+    inspect::InspectService,
     protocol,
-    rpc::{Call, Reply},
+    rpc::{Call, Load, Reply},
     shim::Shim,
     task::TaskService,
 };
@@ -18,7 +20,10 @@ pub trait Service {
 pub(super) type Services = Vec<(&'static str, Rc<dyn Service>)>;
 
 /// All services.
-pub(super) fn register(shim: &Rc<Shim>) -> Services {
+pub(super) fn register(shim: &Rc<Shim>, load: &Rc<Load>, calls: &Rc<OpenCalls>) -> Services {
     let task: Rc<dyn Service> = Rc::new(TaskService::new(Rc::clone(shim)));
-    protocol::task::SERVICES.into_iter().map(|name| (name, Rc::clone(&task))).collect()
+    let inspect: Rc<dyn Service> =
+        Rc::new(InspectService { shim: Rc::clone(shim), load: Rc::clone(load), calls: Rc::clone(calls) });
+    let task = protocol::task::SERVICES.into_iter().map(|name| (name, Rc::clone(&task)));
+    task.chain([(protocol::inspect::SERVICE, inspect)]).collect()
 }

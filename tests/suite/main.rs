@@ -19,6 +19,7 @@ mod faults;
 mod io;
 mod lifecycle;
 mod native;
+mod operators;
 mod recorded;
 mod resources;
 mod scars;

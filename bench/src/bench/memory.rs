@@ -39,13 +39,13 @@ pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Resul
             daemons.push(client.shim_pid(&pod.id).await?);
         }
         for pid in &daemons {
-            sample(PRIVATE, float(kernel::private_kib(*pid)));
-            sample(PSS, float(kernel::pss_kib(*pid)));
-            sample(RSS, float(kernel::rss_kib(*pid)));
+            sample(PRIVATE, float(kernel::memory_kib(*pid).private));
+            sample(PSS, float(kernel::memory_kib(*pid).pss));
+            sample(RSS, float(kernel::memory_kib(*pid).rss));
             sample(THREADS, float(kernel::threads(*pid) as u64));
             sample(DESCRIPTORS, float(kernel::descriptors(*pid) as u64));
         }
-        let private = || daemons.iter().map(|pid| kernel::private_kib(*pid)).sum::<u64>();
+        let private = || daemons.iter().map(|pid| kernel::memory_kib(*pid).private).sum::<u64>();
         sample(TOTAL, float(private()) / 1024.0);
         let before: Vec<u64> = daemons.iter().map(|pid| kernel::work(*pid).1).collect();
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -57,8 +57,8 @@ pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Resul
         }
         tokio::time::sleep(REST).await;
         for pid in &daemons {
-            sample(PRIVATE_AFTER, float(kernel::private_kib(*pid)));
-            sample(PSS_AFTER, float(kernel::pss_kib(*pid)));
+            sample(PRIVATE_AFTER, float(kernel::memory_kib(*pid).private));
+            sample(PSS_AFTER, float(kernel::memory_kib(*pid).pss));
         }
         for (pod, mut client) in pods {
             driver.end(&mut client, &pod).await?;
@@ -87,7 +87,7 @@ async fn further(driver: &Rc<Driver>) -> Result<f64, DriverError> {
     let first = driver.fresh("memory");
     let (pod, mut client) = driver.running(&first, &["sleep", "100000"]).await?;
     let daemon = client.shim_pid(&first).await?;
-    let private = || kernel::private_kib(daemon);
+    let private = || kernel::memory_kib(daemon).private;
     tokio::time::sleep(REST).await;
     let alone = private();
     let mut others: Vec<(String, PathBuf)> = Vec::new();
@@ -130,7 +130,7 @@ async fn growth(driver: &Rc<Driver>, count: usize) -> Result<f64, DriverError> {
             done.map_err(|e| DriverError(e.to_string()))??;
         }
         tokio::time::sleep(REST).await;
-        sizes.push(float(kernel::private_kib(daemon)));
+        sizes.push(float(kernel::memory_kib(daemon).private));
     }
     driver.end(&mut client, &pod).await?;
     Ok((sizes[1] / sizes[0] - 1.0) * 100.0)

@@ -122,14 +122,14 @@ async fn soak(driver: &Rc<Driver>, tally: &Rc<Tally>, time: Duration) -> Result<
     tokio::time::sleep(time / 10).await;
     tally.execs_early.set(tally.execs.get());
     tally.early.replace(
-        pods.iter().map(|(_, pid)| (measure::private_kib(*pid), measure::descriptors(*pid))).collect(),
+        pods.iter().map(|(_, pid)| (measure::memory_kib(*pid).private, measure::descriptors(*pid))).collect(),
     );
     while workers.join_next().await.is_some() {}
     tally.seconds.set(begun.elapsed().as_secs_f64());
     // Idle, as the operator of a node sees it.
     tokio::time::sleep(Duration::from_secs(4)).await;
     tally.late.replace(
-        pods.iter().map(|(_, pid)| (measure::private_kib(*pid), measure::descriptors(*pid))).collect(),
+        pods.iter().map(|(_, pid)| (measure::memory_kib(*pid).private, measure::descriptors(*pid))).collect(),
     );
     tally.cpu.set(pods.iter().map(|(_, pid)| measure::cpu_seconds(*pid)).sum());
     for (pod, _) in pods {

@@ -299,6 +299,16 @@ fn a_shim_that_hangs_is_seen_in_the_log() {
 fn an_idle_shim_does_not_wake_up() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
+    // A logging program that lives is no reason to look after it.
+    let logger = rig.dir.join("logger");
+    std::fs::write(&logger, "#!/bin/sh\nexec 5>&-; exec sleep 1000\n").unwrap();
+    std::fs::set_permissions(&logger, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut direct = rig.direct("a");
+    let mut logged = support::exec_request("a", "e", &support::process_spec(&["sleep", "1000"]));
+    logged.stdout = format!("binary://{}", logger.display());
+    direct.call::<Empty>("Exec", &logged).unwrap();
+    direct.call::<cleat::protocol::task::PidResponse>("Start", &process("a", "e")).unwrap();
+    drop(direct);
     let shim = rig.shim();
     let woken = || {
         let status = read_all(format!("/proc/{shim}/status"));
@@ -309,6 +319,11 @@ fn an_idle_shim_does_not_wake_up() {
     std::thread::sleep(Duration::from_secs(23));
     let before = woken();
     std::thread::sleep(Duration::from_secs(12));
-    assert_eq!(woken(), before);
+    let after = woken();
+    if after != before {
+        kill(shim, libc::SIGUSR1);
+        std::thread::sleep(Duration::from_secs(1));
+        panic!("woken {} times; its state:\n{}", after - before, rig.log());
+    }
     rig.remove("a");
 }

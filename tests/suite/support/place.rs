@@ -47,11 +47,11 @@ impl Place {
         feed(self.command(id, "start"), input)
     }
 
-    /// `start` of a bundle, run by a shell after `before`.
+    /// `start` of a bundle, run by a shell after `before`. The shell stays its parent.
     pub fn start_after(&self, id: &str, before: &str, flags: &str) -> Command {
         let mut command = Command::new("sh");
         let line = format!(
-            "{before}; {} {flags} -namespace cleat-test -id {id} -address {}/c.sock start",
+            "{before}; {} {flags} -namespace cleat-test -id {id} -address {}/c.sock start; exit $?",
             shim_binary().display(),
             self.dir.display()
         );

@@ -1,24 +1,25 @@
 //! What the kernel says of a process.
 
-/// Private KiB of a process: what it alone keeps from others (smaps_rollup, Private_Clean + Private_Dirty).
-pub fn private_kib(pid: u32) -> u64 {
-    rollup(pid, "Private_")
-}
-
-/// Resident KiB.
-pub fn rss_kib(pid: u32) -> u64 {
-    rollup(pid, "Rss:")
-}
-
-/// Proportional set size, KiB.
-pub fn pss_kib(pid: u32) -> u64 {
-    rollup(pid, "Pss:")
-}
-
-fn rollup(pid: u32, prefix: &str) -> u64 {
+/// Memory of a process, from smaps_rollup (proc_pid_smaps(5)).
+pub fn memory_kib(pid: u32) -> Memory {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    Memory { private: sum(&text, "Private_"), pss: sum(&text, "Pss:"), rss: sum(&text, "Rss:") }
+}
+
+/// Memory of a process, KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    /// What it alone keeps from others: Private_Clean + Private_Dirty.
+    pub private: u64,
+    /// Proportional set size.
+    pub pss: u64,
+    /// Resident set size.
+    pub rss: u64,
+}
+
+fn sum(rollup: &str, prefix: &str) -> u64 {
     let kib = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
-    text.lines().filter(|line| line.starts_with(prefix)).filter_map(kib).sum()
+    rollup.lines().filter(|line| line.starts_with(prefix)).filter_map(kib).sum()
 }
 
 /// Open descriptors.
@@ -57,4 +58,23 @@ pub fn work(pid: u32) -> (f64, u64) {
             .sum::<u64>();
     }
     (cpu_seconds(pid).max(seconds), switches)
+}
+
+/// Its parent's pid.
+pub fn parent(pid: u32) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.get(text.rfind(')')? + 2..)?.split(' ').nth(1)?.parse().ok()
+}
+
+/// Seconds since a process was started.
+pub fn age_seconds(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let started = || {
+        let fields = text.get(text.rfind(')')? + 2..)?.split(' ').nth(19)?;
+        fields.parse::<u64>().ok()
+    };
+    let up = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let up = up.split('.').next().and_then(|seconds| seconds.parse::<u64>().ok()).unwrap_or(0);
+    // Start times are in clock ticks: 100 a second, on every Linux for users' eyes.
+    started().map_or(0, |ticks| up.saturating_sub(ticks / 100))
 }

@@ -1,0 +1,379 @@
+//! `cleat run`: does what containerd does with a shim, for one bundle.
+
+use crate::{args::Run, client::Client, config};
+use anyhow::{Context, Result, bail};
+use cleat::{
+    id::Id,
+    log::rfc3339,
+    protocol::{
+        Any, Empty,
+        events::{ForwardRequest, SERVICE},
+        options::{OPTIONS_URL, Options},
+        task as api,
+    },
+    rpc::{self, Call, Handler, Load, Reply},
+};
+use prost::Message;
+use serde_json::Value;
+use std::{
+    fs::{self, File, OpenOptions},
+    future::Future,
+    io::{IsTerminal, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    pin::Pin,
+    process::{ExitCode, Stdio},
+    rc::Rc,
+    time::Duration,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// containerd's namespace of the containers that we run; a directory below /run as well.
+const NAMESPACE: &str = "cleat-run";
+/// How long the shim's own work may take. Runtime calls have two minutes there.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// How long the end of the output may take to come.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+pub(super) async fn run(command: Run) -> Result<ExitCode> {
+    let name = command.id.clone().unwrap_or_else(|| format!("cleat-{}", std::process::id()));
+    let id = Id::new(&name).with_context(|| format!("--id {name:?}"))?;
+    let shim = config::find_program(&command.shim)
+        .with_context(|| format!("{} is not in PATH; --shim names it", command.shim.display()))?;
+    let shim = fs::canonicalize(shim)?;
+    let place = Place::new(&id, &command)?;
+    let events = place.serve_events(command.events)?;
+    let outcome = place.live(&shim, &id, &command).await;
+    let cleared = place.clear(&shim, &id).await;
+    events.abort();
+    let status = outcome?;
+    cleared?;
+    Ok(ExitCode::from(u8::try_from(status).unwrap_or(255)))
+}
+
+/// A directory of our own, with the bundle that the shim sees.
+struct Place {
+    directory: PathBuf,
+    terminal: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Place {
+    fn new(id: &Id, command: &Run) -> Result<Self> {
+        let source = fs::canonicalize(&command.bundle)
+            .with_context(|| format!("bundle {}", command.bundle.display()))?;
+        let path = source.join("config.json");
+        let text = cleat::bundle::read_bounded(&path, 16 << 20)
+            .with_context(|| format!("read {} (make one with `runc spec`)", path.display()))?;
+        let mut config: Value =
+            serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
+        let terminal = match (command.tty, command.no_tty) {
+            (true, _) => true,
+            (_, true) => false,
+            _ => config.pointer("/process/terminal").and_then(Value::as_bool).unwrap_or(false),
+        };
+        if terminal && !std::io::stdin().is_terminal() {
+            bail!("the bundle wants a terminal and stdin is none; --no-tty runs it without");
+        }
+        let process = config
+            .get_mut("process")
+            .and_then(Value::as_object_mut)
+            .with_context(|| format!("{} has no process", path.display()))?;
+        process.insert("terminal".to_owned(), terminal.into());
+        if !command.arguments.is_empty() {
+            process.insert("args".to_owned(), serde_json::to_value(&command.arguments)?);
+        }
+        let root = config.pointer("/root/path").and_then(Value::as_str).unwrap_or("rootfs");
+        let root = fs::canonicalize(source.join(root))
+            .with_context(|| format!("root.path {root:?} of {}", path.display()))?;
+        config["root"]["path"] = root.to_string_lossy().into_owned().into();
+        // A group's shim may be another container's.
+        if let Some(annotations) = config.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.retain(|key, _| {
+                !key.starts_with("io.kubernetes.cri.") && key != "io.containerd.runc.v2.group"
+            });
+        }
+        let parent = Path::new("/run").join(NAMESPACE);
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .recursive(true)
+            .create(&parent)
+            .with_context(|| format!("make {} (are you root?)", parent.display()))?;
+        let directory = parent.join(id.as_str());
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&directory)
+            .with_context(|| format!("make {}: is a container {id} there already?", directory.display()))?;
+        let place = Self { directory, terminal };
+        fs::create_dir(place.bundle())?;
+        fs::write(place.bundle().join("config.json"), config.to_string())?;
+        for name in ["log", "stdin", "stdout", "stderr"] {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            let path = if name == "log" { place.bundle().join(name) } else { place.directory.join(name) };
+            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0)?;
+        }
+        Ok(place)
+    }
+
+    fn bundle(&self) -> PathBuf {
+        self.directory.join("bundle")
+    }
+
+    fn fifo(&self, name: &str) -> String {
+        self.directory.join(name).to_string_lossy().into_owned()
+    }
+
+    fn serve_events(&self, print: bool) -> Result<tokio::task::JoinHandle<()>> {
+        let listener = tokio::net::UnixListener::bind(self.directory.join("c.sock.ttrpc"))?;
+        Ok(tokio::task::spawn_local(rpc::serve(
+            listener,
+            Rc::new(EventSink { print }),
+            Rc::new(Load::default()),
+        )))
+    }
+
+    /// The shim's program with containerd's flags.
+    async fn shim(&self, shim: &Path, id: &Id, action: &[&str]) -> Result<String> {
+        let mut command = std::process::Command::new(shim);
+        command
+            .args(["-namespace", NAMESPACE, "-id", id.as_str(), "-address"])
+            .arg(self.directory.join("c.sock"))
+            .args(action)
+            .env("TTRPC_ADDRESS", self.directory.join("c.sock.ttrpc"))
+            .env("MAX_SHIM_VERSION", "2")
+            .current_dir(self.bundle())
+            .stdin(Stdio::null());
+        // Both actions end in milliseconds; events of theirs wait so long.
+        let output = command.output().with_context(|| format!("run {}", shim.display()))?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// From `start` to Delete. Returns the exit status.
+    async fn live(&self, shim: &Path, id: &Id, command: &Run) -> Result<u32> {
+        let log = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(self.bundle().join("log"))?;
+        let log = relay_log(log, command.debug)?;
+        let flags: &[&str] = if command.debug { &["-debug", "start"] } else { &["start"] };
+        let answer = self.shim(shim, id, flags).await?;
+        // Plain or JSON: the address stands in both as it is.
+        let socket =
+            answer.split_once("unix://").map(|(_, rest)| rest.split(['"', '\n']).next().unwrap_or_default());
+        let socket = PathBuf::from(socket.with_context(|| format!("start answers {answer:?}"))?);
+        let mut client = Client::connect(&socket).await?;
+        let result = self.container(&mut client, &socket, id, command).await;
+        let request = api::ProcessRequest { id: id.to_string(), exec_id: String::new() };
+        if result.is_err() {
+            let kill = api::KillRequest { id: id.to_string(), signal: 9, ..api::KillRequest::default() };
+            let _: Result<Empty> = client.task("Kill", &kill, Some(PATIENCE)).await;
+            let _: Result<api::WaitResponse> = client.task("Wait", &request, Some(PATIENCE)).await;
+        }
+        let _: Result<api::DeleteResponse> = client.task("Delete", &request, Some(PATIENCE)).await;
+        let shutdown = api::ShutdownRequest { id: id.to_string(), now: false };
+        let _: Result<Empty> = client.task("Shutdown", &shutdown, Some(PATIENCE)).await;
+        log.abort();
+        result
+    }
+
+    async fn container(&self, client: &mut Client, socket: &Path, id: &Id, command: &Run) -> Result<u32> {
+        let options = Options { binary_name: command.runtime.clone(), ..Options::default() };
+        let create = api::CreateTaskRequest {
+            id: id.to_string(),
+            bundle: self.bundle().to_string_lossy().into_owned(),
+            terminal: self.terminal,
+            stdin: self.fifo("stdin"),
+            stdout: self.fifo("stdout"),
+            stderr: if self.terminal { String::new() } else { self.fifo("stderr") },
+            options: Some(Any::pack(OPTIONS_URL, &options)),
+            ..api::CreateTaskRequest::default()
+        };
+        let _: api::PidResponse = client.task("Create", &create, Some(PATIENCE)).await?;
+        let raw = self.terminal.then(RawTerminal::enter).transpose()?;
+        // The shim has its ends open, so none of these waits.
+        let (done, mut all_read) = tokio::sync::mpsc::channel::<()>(1);
+        let outputs = if self.terminal { &["stdout"][..] } else { &["stdout", "stderr"][..] };
+        for name in outputs {
+            let fifo = File::open(self.fifo(name))?;
+            let done = done.clone();
+            match *name {
+                "stdout" => relay(fifo, std::io::stdout(), move || drop(done)),
+                _ => relay(fifo, std::io::stderr(), move || drop(done)),
+            }
+        }
+        drop(done);
+        let stdin = OpenOptions::new().write(true).open(self.fifo("stdin"))?;
+        let (ended, stdin_ended) = tokio::sync::oneshot::channel();
+        relay(std::io::stdin(), stdin, move || {
+            let _ = ended.send(());
+        });
+        let request = api::ProcessRequest { id: id.to_string(), exec_id: String::new() };
+        let signals = Signals::watch()?;
+        let _: api::PidResponse = client.task("Start", &request, Some(PATIENCE)).await?;
+        // Wait has a connection of its own; the other one sends what comes in between.
+        let mut waiting = Client::connect(socket).await?;
+        let wait = waiting.task::<api::WaitResponse>("Wait", &request, None);
+        let exit = tokio::select! {
+            exit = wait => exit?,
+            never = self.pass_on(client, id, signals, stdin_ended) => match never {},
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, all_read.recv()).await;
+        drop(raw);
+        Ok(exit.exit_status)
+    }
+
+    /// Signals, sizes of the terminal, and the end of stdin, until the process has ended.
+    async fn pass_on(
+        &self,
+        client: &mut Client,
+        id: &Id,
+        mut signals: Signals,
+        mut stdin_ended: tokio::sync::oneshot::Receiver<()>,
+    ) -> std::convert::Infallible {
+        self.resize(client, id).await;
+        let mut has_input = true;
+        loop {
+            let number = tokio::select! {
+                _ = signals.resized.recv() => {
+                    self.resize(client, id).await;
+                    continue;
+                }
+                _ = &mut stdin_ended, if has_input => {
+                    has_input = false;
+                    let request = api::CloseIoRequest { id: id.to_string(), stdin: true, ..api::CloseIoRequest::default() };
+                    let _: Result<Empty> = client.task("CloseIO", &request, Some(PATIENCE)).await;
+                    continue;
+                }
+                _ = signals.interrupted.recv() => libc::SIGINT,
+                _ = signals.terminated.recv() => libc::SIGTERM,
+                _ = signals.hung_up.recv() => libc::SIGHUP,
+            };
+            let request = api::KillRequest {
+                id: id.to_string(),
+                signal: number.cast_unsigned(),
+                ..api::KillRequest::default()
+            };
+            let _: Result<Empty> = client.task("Kill", &request, Some(PATIENCE)).await;
+        }
+    }
+
+    async fn resize(&self, client: &mut Client, id: &Id) {
+        if !self.terminal {
+            return;
+        }
+        let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdin()) else { return };
+        let request = api::ResizePtyRequest {
+            id: id.to_string(),
+            exec_id: String::new(),
+            width: size.ws_col.into(),
+            height: size.ws_row.into(),
+        };
+        let _: Result<Empty> = client.task("ResizePty", &request, Some(PATIENCE)).await;
+    }
+
+    /// As containerd does when a shim has gone: nothing of the container stays.
+    async fn clear(&self, shim: &Path, id: &Id) -> Result<()> {
+        let bundle = self.bundle().to_string_lossy().into_owned();
+        self.shim(shim, id, &["-bundle", &bundle, "delete"]).await.map(drop).context("clean up")
+    }
+}
+
+/// Signals that the process is to get, from now on.
+struct Signals {
+    resized: Signal,
+    interrupted: Signal,
+    terminated: Signal,
+    hung_up: Signal,
+}
+
+impl Signals {
+    fn watch() -> Result<Self> {
+        Ok(Self {
+            resized: signal(SignalKind::window_change())?,
+            interrupted: signal(SignalKind::interrupt())?,
+            terminated: signal(SignalKind::terminate())?,
+            hung_up: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Takes the shim's events, as containerd would.
+struct EventSink {
+    print: bool,
+}
+
+impl Handler for EventSink {
+    fn handle(&self, call: Call) -> Pin<Box<dyn Future<Output = Reply>>> {
+        if call.service != SERVICE {
+            let status = rpc::Status::new(rpc::Code::Unimplemented, format!("service {}", call.service));
+            return Box::pin(async { Err(status) });
+        }
+        if self.print
+            && let Some(envelope) =
+                ForwardRequest::decode(call.payload.as_slice()).ok().and_then(|request| request.envelope)
+        {
+            eprint!("{} {}\r\n", envelope.timestamp.map(rfc3339).unwrap_or_default(), envelope.topic);
+        }
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
+
+/// Copies on a thread of its own, to the end; stdin can be read in no other way that always works.
+fn relay(
+    mut from: impl Read + Send + 'static,
+    mut to: impl Write + Send + 'static,
+    done: impl FnOnce() + Send + 'static,
+) {
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            if to.write_all(&buffer[..read]).and_then(|()| to.flush()).is_err() {
+                break;
+            }
+        }
+        drop(to);
+        done();
+    });
+}
+
+/// The shim's log, on stderr if it is wanted.
+fn relay_log(log: File, print: bool) -> Result<tokio::task::JoinHandle<()>> {
+    use tokio::io::AsyncReadExt;
+    let mut log = tokio::net::unix::pipe::Receiver::from_file_unchecked(log)?;
+    Ok(tokio::task::spawn_local(async move {
+        let mut buffer = vec![0; 4096];
+        while let Ok(read @ 1..) = log.read(&mut buffer).await {
+            if print {
+                let _ = std::io::stderr().write_all(&buffer[..read]);
+            }
+        }
+    }))
+}
+
+/// Our terminal in raw mode, until this is dropped.
+struct RawTerminal(rustix::termios::Termios);
+
+impl RawTerminal {
+    fn enter() -> Result<Self> {
+        let before = rustix::termios::tcgetattr(std::io::stdin())?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, &raw)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, &self.0);
+    }
+}

@@ -1,0 +1,254 @@
+//! `cleat top`.
+
+use super::ps;
+use crate::{
+    args::{Sort, Top},
+    node::{self, Usage},
+    output::{self, Table},
+};
+use anyhow::{Result, bail};
+use crossterm::{
+    cursor,
+    event::{self, Event, KeyCode, KeyModifiers},
+    execute,
+    terminal::{self, ClearType},
+};
+use std::{
+    collections::HashMap,
+    io::{IsTerminal, Write},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+/// Shortest time between two looks, seconds.
+const SHORTEST: f64 = 0.1;
+
+pub(super) async fn run(command: Top) -> Result<ExitCode> {
+    if !command.interval.is_finite() || command.interval < SHORTEST {
+        bail!("--interval {}: at least {SHORTEST} s", command.interval);
+    }
+    let interval = Duration::from_secs_f64(command.interval);
+    let is_terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
+    let mut sort = command.sort;
+    let mut before = look().await;
+    if command.batch || !is_terminal {
+        let mut printed = 0;
+        while command.count == 0 || printed < command.count {
+            tokio::time::sleep(interval).await;
+            let now = look().await;
+            output::print(&now.lines(&before, sort, usize::MAX))?;
+            before = now;
+            printed += 1;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let screen = Screen::enter()?;
+    // The first picture comes soon: rates need two looks.
+    let mut wait = Duration::from_millis(300);
+    let mut now = None;
+    let mut printed = 0;
+    loop {
+        let until = Instant::now() + wait;
+        loop {
+            if let Some(now) = &now {
+                screen.draw(|rows| Look::lines(now, &before, sort, rows))?;
+            }
+            if !event::poll(until.saturating_duration_since(Instant::now()))? {
+                break;
+            }
+            if let Event::Key(key) = event::read()? {
+                let interrupted =
+                    key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
+                match key.code {
+                    KeyCode::Char('q') | KeyCode::Esc => return Ok(ExitCode::SUCCESS),
+                    _ if interrupted => return Ok(ExitCode::SUCCESS),
+                    KeyCode::Char('c') => sort = Sort::Cpu,
+                    KeyCode::Char('m') => sort = Sort::Memory,
+                    KeyCode::Char('i') => sort = Sort::Io,
+                    KeyCode::Char('s') => sort = Sort::Shim,
+                    KeyCode::Char('p') => sort = Sort::Pid,
+                    _ => {}
+                }
+            }
+        }
+        if let Some(now) = now.take() {
+            before = now;
+        }
+        now = Some(look().await);
+        wait = interval;
+        printed += 1;
+        if command.count > 0 && printed > command.count {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// What was seen at a moment.
+struct Look {
+    at: Instant,
+    rows: Vec<Row>,
+    shims: usize,
+}
+
+struct Row {
+    container: String,
+    name: String,
+    status: &'static str,
+    usage: Usage,
+    shim: String,
+    shim_pid: u32,
+    shim_cpu: f64,
+    shim_kib: u64,
+}
+
+async fn look() -> Look {
+    let shims = node::shims().await;
+    let at = Instant::now();
+    let rows = shims.iter().flat_map(|shim| {
+        shim.containers.iter().map(move |container| {
+            let name = container.name.as_deref().unwrap_or("-");
+            Row {
+                container: container.id.clone(),
+                name: if shim.pod.is_some() {
+                    format!("{} {name}", ps::pod(shim))
+                } else {
+                    ps::short(&container.id)
+                },
+                status: container.status,
+                usage: container.usage,
+                shim: ps::name(shim),
+                shim_pid: shim.pid,
+                shim_cpu: shim.cpu_seconds,
+                shim_kib: shim.memory_kib.private,
+            }
+        })
+    });
+    Look { at, rows: rows.collect(), shims: shims.len() }
+}
+
+impl Look {
+    fn lines(&self, before: &Self, sort: Sort, most: usize) -> Vec<String> {
+        let seconds = self.at.duration_since(before.at).as_secs_f64().max(0.001);
+        let old: HashMap<(&str, u32), &Row> =
+            before.rows.iter().map(|row| ((row.container.as_str(), row.shim_pid), row)).collect();
+        let rate = |now: u64, then: u64| {
+            #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+            let difference = now.saturating_sub(then) as f64;
+            difference / seconds
+        };
+        struct Figures<'a> {
+            row: &'a Row,
+            cpu: f64,
+            block: f64,
+            stream: f64,
+            shim_cpu: f64,
+        }
+        let mut figures: Vec<Figures<'_>> = self
+            .rows
+            .iter()
+            .map(|row| {
+                let then = old.get(&(row.container.as_str(), row.shim_pid));
+                let used = then.map_or(row.usage, |then| then.usage);
+                Figures {
+                    row,
+                    cpu: rate(row.usage.cpu_ns, used.cpu_ns) / 1e7,
+                    block: rate(row.usage.block_bytes, used.block_bytes),
+                    stream: rate(row.usage.stream_bytes, used.stream_bytes),
+                    shim_cpu: (row.shim_cpu - then.map_or(row.shim_cpu, |then| then.shim_cpu)) / seconds
+                        * 100.0,
+                }
+            })
+            .collect();
+        figures.sort_by(|a, b| match sort {
+            Sort::Cpu => b.cpu.total_cmp(&a.cpu),
+            Sort::Memory => b.row.usage.memory_bytes.cmp(&a.row.usage.memory_bytes),
+            Sort::Io => (b.block + b.stream).total_cmp(&(a.block + a.stream)),
+            Sort::Shim => b.row.shim_kib.cmp(&a.row.shim_kib),
+            Sort::Pid => a.row.shim_pid.cmp(&b.row.shim_pid),
+        });
+        let running = self.rows.iter().filter(|row| row.status == "running").count();
+        let mut shims: Vec<(u32, u64)> = self.rows.iter().map(|row| (row.shim_pid, row.shim_kib)).collect();
+        shims.sort_unstable();
+        shims.dedup();
+        let private = shims.iter().map(|(_, kib)| kib).sum::<u64>() * 1024;
+        let mut lines = vec![
+            format!(
+                "{} shims with {} private, {} containers, {running} running",
+                self.shims,
+                output::bytes(private),
+                self.rows.len()
+            ),
+            String::new(),
+        ];
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rate for people, never negative"
+        )]
+        let per_second = |rate: f64| format!("{}/s", output::bytes(rate as u64));
+        let mut table = Table::new(&[
+            "CONTAINER",
+            "STATUS",
+            "CPU %",
+            "MEMORY",
+            "BLOCK I/O",
+            "STREAMS",
+            "SHIM",
+            "PID",
+            "SHIM CPU %",
+            "SHIM MEM",
+        ]);
+        for Figures { row, cpu, block, stream, shim_cpu } in figures.into_iter().take(most.saturating_sub(3))
+        {
+            table.row([
+                row.name.clone(),
+                row.status.to_owned(),
+                format!("{cpu:.1}"),
+                output::bytes(row.usage.memory_bytes),
+                per_second(block),
+                per_second(stream),
+                row.shim.clone(),
+                row.shim_pid.to_string(),
+                format!("{shim_cpu:.1}"),
+                output::bytes(row.shim_kib * 1024),
+            ]);
+        }
+        lines.extend(table.lines());
+        lines
+    }
+}
+
+/// The terminal as ours, and as it was at the end.
+struct Screen;
+
+impl Screen {
+    fn enter() -> Result<Self> {
+        terminal::enable_raw_mode()?;
+        let screen = Self;
+        execute!(std::io::stdout(), terminal::EnterAlternateScreen, cursor::Hide)?;
+        Ok(screen)
+    }
+
+    fn draw(&self, lines: impl FnOnce(usize) -> Vec<String>) -> Result<()> {
+        // A terminal that does not know its size has none.
+        let (columns, rows) =
+            terminal::size().ok().filter(|(columns, rows)| *columns > 0 && *rows > 0).unwrap_or((80, 24));
+        let mut out = std::io::stdout().lock();
+        execute!(out, cursor::MoveTo(0, 0))?;
+        for (number, line) in lines(usize::from(rows)).iter().take(usize::from(rows)).enumerate() {
+            let line: String = line.chars().take(usize::from(columns)).collect();
+            // The head of the table in reverse.
+            let line = if number == 2 { format!("\x1b[7m{line}\x1b[0m") } else { line };
+            write!(out, "{line}\x1b[K{}", if number + 1 < usize::from(rows) { "\r\n" } else { "" })?;
+        }
+        execute!(out, terminal::Clear(ClearType::FromCursorDown))?;
+        Ok(out.flush()?)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = execute!(std::io::stdout(), terminal::LeaveAlternateScreen, cursor::Show);
+        let _ = terminal::disable_raw_mode();
+    }
+}

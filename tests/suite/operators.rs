@@ -1,0 +1,636 @@
+//! `cleat`, the command for operators, on shims that live.
+//!
+//! `CLEAT_TEST_CLI`: the binary (beside the shim's).
+
+use crate::support::{self, Place, Rig, alive, kill, read_all, shim_binary, until};
+use cleat::protocol::{Empty, task as api};
+use serde_json::Value;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+fn cli() -> PathBuf {
+    let named = std::env::var_os("CLEAT_TEST_CLI").map(PathBuf::from);
+    let path = named.unwrap_or_else(|| shim_binary().with_file_name("cleat"));
+    assert!(path.exists(), "{} is not there: ./dev build makes it", path.display());
+    path
+}
+
+fn cleat(words: &[&str]) -> Command {
+    let mut command = Command::new(cli());
+    let path = format!("{}:{}", shim_binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
+    command.args(words).env("PATH", path).stdin(Stdio::null());
+    command
+}
+
+fn run(words: &[&str]) -> Output {
+    cleat(words).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn succeeds(words: &[&str]) -> String {
+    let output = run(words);
+    assert!(output.status.success(), "{words:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+fn json(words: &[&str]) -> Value {
+    serde_json::from_str(&succeeds(words)).unwrap()
+}
+
+/// What `cleat ps` says of a shim.
+fn ps(pid: u32) -> Value {
+    let all = json(&["ps", "-o", "json"]);
+    all.as_array().unwrap().iter().find(|shim| shim["pid"] == pid).cloned().unwrap_or_default()
+}
+
+const POD: [&str; 6] = [
+    "--annotation",
+    "io.kubernetes.cri.sandbox-name=web-0",
+    "--annotation",
+    "io.kubernetes.cri.sandbox-namespace=prod",
+    "--annotation",
+    "io.kubernetes.cri.container-type=sandbox",
+];
+
+#[test]
+fn ps_shows_a_pod_and_who_is_connected() {
+    let mut rig = Rig::new();
+    rig.run_with(&[&["--runtime", support::CLEAT], &POD[..]].concat(), "a", &["sleep", "1000"]);
+    rig.run_in_group("a", "b", &["sh", "-c", "exit 3"]);
+    let shim = rig.shim();
+    until("b has ended", || rig.status("b").as_deref() == Some("STOPPED"));
+    let seen = ps(shim);
+    assert_eq!(seen["kind"], "cleat");
+    assert_eq!(seen["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!((&seen["namespace"], &seen["id"]), (&rig.namespace.as_str().into(), &"a".into()));
+    assert_eq!(seen["pod"], serde_json::json!({ "namespace": "prod", "name": "web-0" }));
+    assert_eq!(seen["threads"], 1);
+    assert_eq!(seen["containerd"], true);
+    let [a, b] = [&seen["containers"][0], &seen["containers"][1]];
+    assert_eq!(
+        (&a["id"], &a["status"], &a["pid"], &a["name"]),
+        (&"a".into(), &"running".into(), &rig.init("a").into(), &"(sandbox)".into())
+    );
+    assert_eq!((&b["id"], &b["status"], &b["exit_status"]), (&"b".into(), &"stopped".into(), &3.into()));
+    assert!(
+        seen["memory_kib"]["private"].as_u64().unwrap() > 50 && a["memory_bytes"].as_u64().unwrap() > 10_000,
+        "{seen}"
+    );
+    let table = succeeds(&["ps"]);
+    let line = table.lines().find(|line| line.starts_with(&shim.to_string())).unwrap();
+    assert!(
+        line.contains("prod/web-0") && line.contains("1 running, 1 stopped") && line.ends_with("connected"),
+        "{line}"
+    );
+    assert!(
+        succeeds(&["ps", "--containers"])
+            .lines()
+            .any(|line| line.starts_with("b ") && line.contains("stopped (3)"))
+    );
+    rig.end_containerd(libc::SIGKILL);
+    until("it is seen that containerd has gone", || ps(shim)["containerd"] == false);
+    rig.start_containerd();
+    until("and that it is back", || ps(shim)["containerd"] == true);
+    for id in ["b", "a"] {
+        rig.remove(id);
+    }
+}
+
+#[test]
+fn go_shims_are_shown_as_well() {
+    let rig = Rig::new();
+    let go = Command::new("sh").args(["-c", "command -v containerd-shim-runc-v2"]).output().unwrap();
+    let go = std::env::var("CLEAT_TEST_GO_SHIM").unwrap_or_else(|_| stdout(&go).trim().to_owned());
+    rig.run_with(&["--runtime", &go], "a", &["sleep", "1000"]);
+    let seen = ps(rig.shim());
+    assert_eq!((&seen["kind"], &seen["containers"][0]["status"]), (&"other".into(), &"running".into()));
+    assert!(seen["threads"].as_u64().unwrap() > 4 && seen["containerd"] == true, "{seen}");
+    assert!(succeeds(&["inspect", &rig.shim().to_string()]).contains("running"));
+    rig.remove("a");
+}
+
+#[test]
+fn inspect_tells_what_a_shim_is_doing() {
+    let mut rig = Rig::new();
+    let flags = rig.runtime_script("case \" $* \" in *' exec '*) sleep 3;; esac");
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    rig.run_with(&flags, "inspected", &["sleep", "1000"]);
+    let shim = rig.shim().to_string();
+    let logger = support::script(&rig, "logger", "exec 5>&-; exec cat <&3 >/dev/null");
+    let mut direct = rig.direct("inspected");
+    let mut exec = support::exec_request("inspected", "slow", &support::process_spec(&["echo", "hello"]));
+    exec.stdout = format!("binary://{}", logger.display());
+    direct.call::<Empty>("Exec", &exec).unwrap();
+    direct.send("Start", &support::process("inspected", "slow"));
+    let open = |method: &str| {
+        let seen = json(&["inspect", "inspect", "-o", "json"]);
+        seen["calls"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|call| call["method"] == method && call["id"] == "inspected")
+    };
+    until("the call that hangs is shown", || open("Start"));
+    until("it ends", || !open("Start"));
+    let exec = || json(&["inspect", &shim, "-o", "json"])["processes"][0]["execs"][0].clone();
+    until("the exit is shown", || exec()["exit_status"] == 0);
+    let seen = exec();
+    assert_eq!((&seen["exec_id"], &seen["status"]), (&"slow".into(), &"stopped".into()));
+    let stdout =
+        seen["streams"].as_array().unwrap().iter().find(|stream| stream["name"] == "stdout").unwrap().clone();
+    assert_eq!((&stdout["bytes"], &stdout["ended"]), (&6.into(), &true.into()));
+    assert_eq!(seen["logger"]["path"], logger.to_str().unwrap());
+    let whole = json(&["inspect", &shim, "-o", "json"]);
+    assert_eq!(whole["events"]["waiting"], 0);
+    assert!(whole["events"]["acknowledged"].as_u64().unwrap() >= 4, "{whole}");
+    assert!(
+        whole["transitions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|line| line.as_str().unwrap().contains("ExecStarted"))
+    );
+    for text in ["Processes", "I/O", "inspected exec slow", "Last transitions"] {
+        assert!(succeeds(&["inspect", &shim]).contains(text), "{text}");
+    }
+    rig.end_containerd(libc::SIGKILL);
+    direct.call::<api::DeleteResponse>("Delete", &support::process("inspected", "slow")).unwrap();
+    kill(rig.init("inspected"), libc::SIGKILL);
+    until("an event waits", || json(&["inspect", &shim, "-o", "json"])["events"]["waiting"] == 1);
+    until("the trouble is shown", || succeeds(&["inspect", &shim]).contains("waiting for containerd"));
+    rig.start_containerd();
+    rig.remove("inspected");
+    let refused = run(&["inspect", "no-such-thing"]);
+    assert!(!refused.status.success() && stderr(&refused).contains("cleat ps -c"), "{}", stderr(&refused));
+}
+
+// A container may call its process as it likes, and serve what it likes. Defence: `node::processes`, the mount namespace.
+#[test]
+fn a_container_that_plays_the_shim_is_not_believed() {
+    let rig = Rig::new();
+    let mount =
+        format!("type=bind,src={},dst=/containerd-shim-fake-v2,options=bind:ro", shim_binary().display());
+    let words = ["/containerd-shim-fake-v2", "-namespace", "x", "-id", "y", "-socket", "/tmp/s"];
+    rig.run_with(&["--runtime", support::CLEAT, "--mount", &mount], "a", &words);
+    let socket = format!("/proc/{}/root/tmp/s", rig.init("a"));
+    until("it serves", || Path::new(&socket).exists());
+    assert_eq!(ps(rig.init("a")), Value::Null);
+    assert!(!succeeds(&["ps"]).contains("fake"));
+    rig.remove("a");
+}
+
+struct Follower {
+    child: Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Follower {
+    fn new(words: &[&str]) -> Self {
+        let mut child = cleat(words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let (sender, lines) = std::sync::mpsc::channel();
+        let reader = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            reader.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Self { child, lines }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn events_are_shown_as_they_happen_each_once() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let follower = Follower::new(&["events", "-f", "-o", "json"]);
+    let mut direct = rig.direct("a");
+    let topics = ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"];
+    let mut number = 0;
+    let next = |wait: Duration| -> Option<Value> {
+        loop {
+            let line = follower.lines.recv_timeout(wait).ok()?;
+            let event: Value = serde_json::from_str(&line).unwrap();
+            if event["namespace"] == rig.namespace.as_str() {
+                return Some(event);
+            }
+        }
+    };
+    let mut exec = || {
+        number += 1;
+        let id = format!("e{number}");
+        direct
+            .call::<Empty>("Exec", &support::exec_request("a", &id, &support::process_spec(&["true"])))
+            .unwrap();
+        support::start(&mut direct, &id);
+        support::wait(&mut direct, &id);
+        support::delete(&mut direct, &id);
+        id
+    };
+    // From the first event on that it shows, it shows each.
+    let mut shown = None;
+    until("it follows", || {
+        exec();
+        shown = next(Duration::from_millis(300));
+        shown.is_some()
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    while next(Duration::from_millis(300)).is_some() {}
+    let wanted: Vec<(String, &str)> = (0..20)
+        .flat_map(|_| {
+            let id = exec();
+            topics.map(|topic| (id.clone(), topic))
+        })
+        .collect();
+    for (id, topic) in wanted {
+        let event = next(Duration::from_secs(20)).expect("an event is missing");
+        let exec = if topic == "/tasks/exit" { &event["event"]["id"] } else { &event["event"]["exec_id"] };
+        assert_eq!((event["topic"].as_str(), exec.as_str()), (Some(topic), Some(id.as_str())));
+    }
+    rig.remove("a");
+}
+
+#[test]
+fn top_shows_what_is_used() {
+    let rig = Rig::new();
+    rig.run("busy", &["sh", "-c", "while :; do :; done"]);
+    rig.run("idle", &["sleep", "1000"]);
+    let text = succeeds(&["top", "--batch", "--count", "2", "--interval", "1"]);
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    let cpu = |name: &str| -> f64 {
+        rows.iter().rfind(|row| row.first() == Some(&name)).unwrap()[2].parse().unwrap()
+    };
+    assert!(cpu("busy") > 5.0 && cpu("idle") < 5.0, "{text}");
+    let refused = run(&["top", "--interval", "0"]);
+    assert!(stderr(&refused).contains("at least 0.1"), "{}", stderr(&refused));
+    // On a terminal: q ends it, and the screen is as before.
+    let mut script = Command::new("script");
+    script.args([
+        "-qec",
+        &format!("stty rows 40 cols 150; {} top --interval 0.3", cli().display()),
+        "/dev/null",
+    ]);
+    let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut screen = child.stdout.take().unwrap();
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(&seen).contains("busy") {
+        let read = screen.read(&mut buffer).unwrap();
+        assert!(read > 0, "it ended: {}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&buffer[..read]);
+    }
+    child.stdin.as_ref().unwrap().write_all(b"mq").unwrap();
+    assert!(child.wait().unwrap().success());
+    screen.read_to_end(&mut seen).unwrap();
+    assert!(String::from_utf8_lossy(&seen).contains("\x1b[?1049l"), "the screen was not given back");
+    rig.remove("busy");
+    rig.remove("idle");
+}
+
+#[test]
+fn metrics_are_prometheus_text_and_served_over_a_socket() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let pid = rig.shim().to_string();
+    let text = succeeds(&["metrics"]);
+    let mut families = Vec::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            families.push(rest.split(' ').next().unwrap());
+        } else if !line.starts_with('#') {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            assert_eq!(name.split('{').next(), families.last().copied(), "{line}");
+        }
+    }
+    assert!(families.len() > 15 && families.iter().all(|name| name.starts_with("cleat_")), "{families:?}");
+    assert!(text.contains(&format!("cleat_shim_containers{{pid=\"{pid}\",status=\"running\"}} 1")), "{text}");
+    let socket = rig.dir.join("metrics.sock");
+    // A dead one from a former life is in the way.
+    drop(UnixListener::bind(&socket).unwrap());
+    let _server = Follower::new(&["metrics", "--listen", &format!("unix:{}", socket.display())]);
+    let get = |path: &str| {
+        let mut stream = UnixStream::connect(&socket).ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").as_bytes()).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        Some(text)
+    };
+    until("it serves", || get("/metrics").is_some());
+    let answer = get("/metrics").unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(&format!("pid=\"{pid}\"")),
+        "{answer}"
+    );
+    assert!(get("/").unwrap().starts_with("HTTP/1.1 404"));
+    rig.remove("a");
+}
+
+/// Makes a file look as if it had been there for long.
+fn age(path: &Path) {
+    assert!(Command::new("touch").args(["-h", "-d", "1 hour ago"]).arg(path).status().unwrap().success());
+}
+
+#[test]
+fn gc_removes_what_is_orphaned_and_nothing_else() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let (state, sockets) = (rig.dir.join("state"), rig.dir.join("s"));
+    std::fs::create_dir(&sockets).unwrap();
+    let flags = ["--state", state.to_str().unwrap(), "--sockets", sockets.to_str().unwrap()];
+    let gc = |more: &[&str]| succeeds(&[&["gc"], &flags[..], more].concat());
+    assert_eq!(gc(&[]), "nothing is orphaned\n");
+    // Sockets: dead and old, dead and young, alive and old.
+    let socket = |name: &str| sockets.join(name);
+    drop(UnixListener::bind(socket("dead")).unwrap());
+    drop(UnixListener::bind(socket("young")).unwrap());
+    let _alive = UnixListener::bind(socket("alive")).unwrap();
+    age(&socket("dead"));
+    age(&socket("alive"));
+    // A rootfs whose bundle is gone, and one whose is not.
+    let bundle = rig.bundle("ghost");
+    std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
+    assert!(
+        Command::new("mount")
+            .args(["-t", "tmpfs", "cleat-test"])
+            .arg(bundle.join("rootfs"))
+            .status()
+            .unwrap()
+            .success()
+    );
+    // runc's state of a container that has ended, and of one that has not.
+    let states = state.join("runc/ns");
+    let config = |id: &str| {
+        let bundle = rig.dir.join(format!("b-{id}"));
+        std::fs::create_dir_all(bundle.join("rootfs/bin")).unwrap();
+        std::fs::copy("/bin/busybox", bundle.join("rootfs/bin/busybox")).unwrap();
+        assert!(Command::new("runc").args(["spec", "-b"]).arg(&bundle).status().unwrap().success());
+        let path = bundle.join("config.json");
+        let mut spec: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        spec["process"]["terminal"] = false.into();
+        spec["process"]["args"] = serde_json::json!(["/bin/busybox", "sleep", "1000"]);
+        spec["linux"]["cgroupsPath"] = format!("/{}/{id}", rig.namespace).into();
+        std::fs::write(&path, spec.to_string()).unwrap();
+        let mut command = Command::new("runc");
+        command.arg("--root").arg(&states).args(["run", "-d", "-b"]).arg(&bundle).arg(id);
+        assert!(
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .unwrap()
+                .success()
+        );
+        let text = std::fs::read(states.join(id).join("state.json")).unwrap();
+        let pid = serde_json::from_slice::<Value>(&text).unwrap()["init_process_pid"].as_u64().unwrap();
+        age(&states.join(id).join("state.json"));
+        std::fs::remove_dir_all(&bundle).unwrap();
+        u32::try_from(pid).unwrap()
+    };
+    let (dead, living) = (config("dead"), config("living"));
+    kill(dead, libc::SIGKILL);
+    until("it has ended", || !alive(dead));
+    let dry = gc(&["--dry-run"]);
+    let wanted = ["/s/dead: nobody listens", "state of dead in", "ghost/rootfs: its bundle is gone"];
+    assert!(wanted.iter().all(|text| dry.contains(text)) && dry.lines().count() == 3, "{dry}");
+    assert!(socket("dead").exists());
+    let done = gc(&[]);
+    assert!(done.lines().count() == 3 && done.lines().all(|line| line.starts_with("removed ")), "{done}");
+    assert_eq!(gc(&[]), "nothing is orphaned\n");
+    assert!(!socket("dead").exists() && socket("young").exists() && socket("alive").exists());
+    assert!(!states.join("dead").exists() && states.join("living").exists() && alive(living));
+    assert!(!read_all("/proc/self/mountinfo").contains("ghost/rootfs"));
+    assert_eq!(rig.status("a").as_deref(), Some("RUNNING"));
+    assert!(
+        Command::new("runc")
+            .arg("--root")
+            .arg(&states)
+            .args(["delete", "--force", "living"])
+            .status()
+            .unwrap()
+            .success()
+    );
+    std::fs::remove_dir_all(rig.bundle("ghost")).unwrap();
+    rig.remove("a");
+}
+
+#[test]
+fn gc_asks_an_orphaned_shim_to_end() {
+    let place = Place::new("orphan");
+    place.bundle("a", "{}");
+    let mut start = place.command("a", "start");
+    start.env("CLEAT_UNNEEDED_SECONDS", "0");
+    assert!(support::feed(start, b"").status.success());
+    let shim = place.daemons()[0];
+    let state = place.dir.to_str().unwrap().to_owned();
+    let gc = || succeeds(&["gc", "--state", &state, "--sockets", &state]);
+    std::fs::remove_dir_all(place.dir.join("a")).unwrap();
+    assert_eq!(gc(), "nothing is orphaned\n", "it is young");
+    std::thread::sleep(Duration::from_secs(62));
+    let done = gc();
+    assert!(done.starts_with(&format!("removed shim {shim} (a)")), "{done}");
+    assert!(!alive(shim));
+}
+
+#[test]
+fn doctor_names_what_is_wrong_and_what_to_do() {
+    let mut rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let (config, address) = (rig.dir.join("config.toml"), rig.dir.join("c.sock"));
+    let (state, sockets) = (rig.dir.join("state"), rig.dir.join("s"));
+    let flags = [
+        "doctor",
+        "-o",
+        "json",
+        "--config",
+        config.to_str().unwrap(),
+        "--address",
+        address.to_str().unwrap(),
+        "--state",
+        state.to_str().unwrap(),
+        "--sockets",
+        sockets.to_str().unwrap(),
+    ];
+    let check = |what: &str| {
+        let output = run(&flags);
+        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let worst = if stdout(&output).contains("\"broken\"") {
+            2
+        } else {
+            i32::from(stdout(&output).contains("\"warning\""))
+        };
+        assert_eq!(output.status.code(), Some(worst), "{all}");
+        all.as_array().unwrap().iter().find(|check| check["what"] == what).cloned().unwrap_or_default()
+    };
+    for what in ["user", "kernel", "pidfd", "cgroups", "shim", "runc", "containerd", "socket", "orphans"] {
+        assert_eq!(check(what)["state"], "ok", "{what}: {}", check(what));
+    }
+    assert!(check("handler")["remedy"].as_str().unwrap().contains("cleat install"));
+    std::fs::create_dir(&sockets).unwrap();
+    drop(UnixListener::bind(sockets.join("dead")).unwrap());
+    age(&sockets.join("dead"));
+    assert!(check("orphans")["remedy"].as_str().unwrap().contains("cleat gc"));
+    rig.end_containerd(libc::SIGTERM);
+    assert_eq!(check("socket")["state"], "warning");
+    until("shims are alone", || check("connection")["state"] == "warning");
+    let kept = std::fs::read(&config).unwrap();
+    std::fs::write(&config, "version = ").unwrap();
+    assert_eq!(check("handler")["state"], "broken");
+    std::fs::write(&config, kept).unwrap();
+    rig.start_containerd();
+    rig.remove("a");
+}
+
+#[test]
+fn install_writes_what_containerd_accepts_and_takes_it_back() {
+    let place = Place::new("install");
+    let path = place.dir.join("config.toml");
+    let containerd = std::env::var("CLEAT_TEST_CONTAINERD").unwrap_or_else(|_| "containerd".to_owned());
+    let flags = ["install", "--config", path.to_str().unwrap(), "--containerd", &containerd];
+    let install = |more: &[&str]| run(&[&flags[..], more].concat());
+    let before = "version = 2 # mine\n\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"runc\"\n\n\
+        [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+        [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nSystemdCgroup = true\n";
+    std::fs::write(&path, before).unwrap();
+    let printed = install(&["--as-default"]);
+    assert!(printed.status.success() && stdout(&printed).contains("runtimes.cleat"), "{}", stderr(&printed));
+    assert_eq!(read_all(&path), before, "printing changes nothing");
+    let written = install(&["--as-default", "--write"]);
+    assert!(written.status.success(), "{}", stderr(&written));
+    let text = read_all(&path);
+    assert!(
+        text.starts_with("version = 2 # mine\n") && text.contains("default_runtime_name = \"cleat\""),
+        "{text}"
+    );
+    assert!(text.contains("runtimes.cleat.options]"), "runc's cgroup driver is cleat's as well: {text}");
+    assert_eq!(read_all(place.dir.join("config.toml.before-cleat")), before);
+    assert!(install(&["--undo"]).status.success());
+    assert_eq!(read_all(&path), before);
+    assert!(!place.dir.join("cleat.toml").exists());
+    // What containerd does not accept is not put in place.
+    let broken = format!("disabled_plugins = 3\n{before}");
+    std::fs::write(&path, &broken).unwrap();
+    let refused = install(&["--write"]);
+    assert!(!refused.status.success() && read_all(&path) == broken, "{}", stderr(&refused));
+    // A file that is not there is made, and goes to nothing again.
+    std::fs::remove_file(&path).unwrap();
+    assert!(install(&["--write"]).status.success());
+    assert!(install(&["--undo"]).status.success());
+    assert!(!read_all(&path).contains("cleat"), "{}", read_all(&path));
+}
+
+fn bundle(place: &Place, arguments: &[&str], terminal: bool) -> PathBuf {
+    let bundle = place.dir.join("own-bundle");
+    let bin = bundle.join("rootfs/bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    std::fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+    for applet in ["sh", "cat", "echo", "sleep", "stty", "seq"] {
+        let _ = std::os::unix::fs::symlink("busybox", bin.join(applet));
+    }
+    let path = bundle.join("config.json");
+    let _ = std::fs::remove_file(&path);
+    assert!(Command::new("runc").args(["spec", "-b"]).arg(&bundle).status().unwrap().success());
+    let mut spec: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    spec["process"]["terminal"] = terminal.into();
+    spec["process"]["args"] = serde_json::json!(arguments);
+    std::fs::write(&path, spec.to_string()).unwrap();
+    bundle
+}
+
+fn run_bundle(place: &Place, id: &str, more: &[&str], bundle: &Path, arguments: &[&str]) -> Command {
+    let id = format!("{}-{id}", place.dir.file_name().unwrap().to_str().unwrap());
+    let bundle = bundle.to_str().unwrap();
+    cleat(&[&["run", "--id", &id], more, &[bundle], arguments].concat())
+}
+
+#[test]
+fn run_gives_a_bundle_its_streams_and_its_exit_status() {
+    let place = Place::new("run");
+    let bundle = bundle(&place, &["sh", "-c", "cat; echo err >&2; exit 7"], false);
+    let files = || std::fs::read_dir(&bundle).unwrap().count();
+    let before = files();
+    let mut command = run_bundle(&place, "streams", &["--events"], &bundle, &[]);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"hello").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(7), "hello"), "{}", stderr(&output));
+    let told = ["err\n", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"];
+    assert!(told.iter().all(|text| stderr(&output).contains(text)), "{}", stderr(&output));
+    // Much, to the last byte; other arguments than config.json's.
+    let output = run_bundle(&place, "much", &[], &bundle, &["seq", "200000"]).output().unwrap();
+    assert_eq!(stdout(&output).lines().count(), 200_000);
+    let output = run_bundle(&place, "none", &[], &bundle, &["/nope"]).output().unwrap();
+    assert!(output.status.code() == Some(1) && stderr(&output).contains("/nope"), "{}", stderr(&output));
+    let mut child = run_bundle(
+        &place,
+        "signal",
+        &[],
+        &bundle,
+        &["sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done"],
+    )
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    kill(child.id(), libc::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    assert_eq!(files(), before, "the bundle is as it was");
+}
+
+#[test]
+fn run_has_a_terminal() {
+    let place = Place::new("tty");
+    let bundle = bundle(&place, &["sh", "-c", "stty size; exit 4"], true);
+    let words = run_bundle(&place, "tty", &[], &bundle, &[]);
+    let words: Vec<String> = words.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+    let line = format!("stty rows 33 cols 99; {} {}", cli().display(), words.join(" "));
+    let mut script = Command::new("script");
+    let path = format!("{}:{}", shim_binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let output =
+        script.args(["-qec", &line, "/dev/null"]).env("PATH", path).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(
+        (output.status.code(), stdout(&output).contains("33 99")),
+        (Some(4), true),
+        "{}",
+        stdout(&output)
+    );
+    let refused = run_bundle(&place, "none", &[], &bundle, &[]).output().unwrap();
+    assert!(stderr(&refused).contains("--no-tty"), "{}", stderr(&refused));
+}
+
+#[test]
+fn the_end_of_a_pipe_is_no_failure_and_help_has_examples() {
+    let mut child = cleat(&["metrics"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
+    for command in ["ps", "inspect", "top", "events", "doctor", "gc", "run", "install", "metrics"] {
+        assert!(succeeds(&[command, "--help"]).contains("Examples:"), "{command}");
+        assert!(succeeds(&["generate", "completion", "bash"]).contains(command));
+    }
+    let place = Place::new("man");
+    succeeds(&["generate", "man", place.dir.to_str().unwrap()]);
+    assert!(read_all(place.dir.join("cleat-gc.1")).contains("nobody listens on it"));
+}
