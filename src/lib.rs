@@ -19,6 +19,7 @@ pub mod mount;
 pub mod native;
 pub mod options;
 pub mod protocol;
+pub mod remedy;
 pub mod rpc;
 pub mod runtime;
 pub mod serve;

@@ -1,6 +1,6 @@
 //! argv → one of start, delete, serve, info, version → exit code. Under the name of a helper: that helper.
 
-use cleat::{args, args::Invocation, cleanup, info, native, serve, shim::chain, start};
+use cleat::{args, args::Invocation, cleanup, info, native, remedy::told, serve, start};
 use std::{
     io::{self, Write},
     process::ExitCode,
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             // stderr may be gone; then nobody can be told.
-            let _ = writeln!(io::stderr(), "{}: {}", program_name(), chain(&*e));
+            let _ = writeln!(io::stderr(), "{}: {}", program_name(), told(&*e));
             ExitCode::FAILURE
         }
     }

@@ -19,6 +19,7 @@ use std::{
     path::PathBuf,
 };
 
+pub use placement::PlacementError;
 pub use socket::{Address, SocketError, is_alive};
 
 /// Why `start` failed.

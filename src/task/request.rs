@@ -10,8 +10,9 @@ use crate::{
         options::{CHECKPOINT_OPTIONS_URL, CheckpointOptions, Options},
         task::{CheckpointTaskRequest, CreateTaskRequest, ExecProcessRequest},
     },
+    remedy::told,
     rpc::{Code, Status},
-    shim::{Checkpoint, Create, SaveState, chain},
+    shim::{Checkpoint, Create, SaveState},
     sys::process::is_signal,
 };
 use prost::Message;
@@ -111,7 +112,7 @@ pub(super) fn checkpoint(r: CheckpointTaskRequest) -> Result<(Id, SaveState), St
 
 /// Runtime options; none is the default.
 fn options(any: Option<Any>) -> Result<Options, Status> {
-    any.as_ref().map_or_else(|| Ok(Options::default()), options::read).map_err(|e| invalid(chain(&e)))
+    any.as_ref().map_or_else(|| Ok(Options::default()), options::read).map_err(|e| invalid(told(&e)))
 }
 
 /// Exec: the spec must be a JSON object; its `terminal` is the request's.

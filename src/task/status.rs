@@ -2,6 +2,7 @@
 
 use crate::{
     container::Refusal,
+    remedy,
     rpc::{Code, Status},
     runtime::Failure,
     shim::{ShimError, chain},
@@ -36,7 +37,7 @@ impl From<ShimError> for Status {
         };
         let mut text = chain(&error);
         text.push_str(sentinel(&error));
-        Self::new(code, text)
+        Self::new(code, remedy::with_hint(text, &error))
     }
 }
 

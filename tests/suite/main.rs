@@ -13,6 +13,7 @@
 mod bootstrap;
 mod cri;
 mod docker;
+mod errors;
 mod events;
 mod exits;
 mod faults;
