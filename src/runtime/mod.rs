@@ -9,7 +9,7 @@ mod failure;
 pub use call::{Births, CallStdio, Caller};
 pub use failure::{Failure, last_error_in};
 
-use crate::{bundle::Bundle, id::Id, protocol::options::Options};
+use crate::{bundle::Bundle, id::Id, protocol::options::Options, sys};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -71,6 +71,7 @@ impl Runtime {
         }
         // Readiness of containerd's own unit is none of the runtime's business (go-runc does the same).
         command.env_remove("NOTIFY_SOCKET");
+        sys::malloc::as_they_like(&mut command);
         command
     }
 }

@@ -29,6 +29,9 @@ fn lines(shim: &Shim, load: &Load) -> Vec<String> {
         load.calls.get(),
         load.unread.get()
     )];
+    if let Some((used, free)) = crate::sys::malloc::heap() {
+        lines.push(format!("heap used={used} free={free}"));
+    }
     lines.extend(shim.describe());
     lines.extend(descriptors());
     lines

@@ -26,5 +26,6 @@ pub(super) fn spawn(common: &Common, caller: &Caller, listener: OwnedFd) -> io::
     {
         command.env("TTRPC_ADDRESS", address);
     }
+    sys::malloc::keep_nothing(&mut command);
     sys::spawn::daemon(&mut command, vec![listener])
 }
