@@ -14,7 +14,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{Notify, oneshot};
 
@@ -22,6 +22,9 @@ use tokio::sync::{Notify, oneshot};
 const BATCH: usize = 512;
 /// How long we rely on SIGCHLD while an end is expected: a runtime call goes on, a signal was sent, a reaping failed.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often orphans are looked for in /proc while something is being born: that costs as much as a call.
+const ORPHAN_LOOK: Duration = Duration::from_millis(100);
 
 /// A container's process: its init, or an exec.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,6 +67,7 @@ pub struct Reaper {
     /// An end is expected, or was not reaped for an error: we look again though nobody may tell us.
     look_later: std::cell::Cell<bool>,
     orphans: std::cell::Cell<u64>,
+    orphans_sought: std::cell::Cell<Option<Instant>>,
 }
 
 impl Reaper {
@@ -190,7 +194,12 @@ impl Reaper {
             None => self.reap_all(&mut exits),
             Some(oldest) => {
                 self.reap_watched(&mut exits);
-                self.reap_old_orphans(oldest);
+                if self.orphans_sought.get().is_none_or(|at| at.elapsed() >= ORPHAN_LOOK) {
+                    self.reap_old_orphans(oldest);
+                    self.orphans_sought.set(Some(Instant::now()));
+                } else {
+                    self.look_later.set(true);
+                }
             }
         }
         exits

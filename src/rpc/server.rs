@@ -12,6 +12,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::{
@@ -313,7 +314,11 @@ impl Client {
         let abandoned = Abandoned::default();
         self.shared.calls.borrow_mut().push((header.stream, abandoned.clone()));
         let Request { service, method, payload, .. } = request;
-        let answer = self.handler.handle(Call { service, method, payload, timeout, abandoned });
+        let mut answer = self.handler.handle(Call { service, method, payload, timeout, abandoned });
+        // Most calls have nothing to wait for, and need no task.
+        if let Poll::Ready(reply) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return self.shared.answer(header.stream, reply);
+        }
         let shared = Rc::clone(&self.shared);
         add(&shared.load.calls, 1);
         tokio::task::spawn_local(async move {

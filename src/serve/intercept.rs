@@ -101,16 +101,16 @@ fn log_call(about: &Rc<About>, inner: Answer) -> Answer {
 }
 
 /// Answers DeadlineExceeded when the caller's time is over. The work goes on: it may be half done.
-fn bound_time(about: &Rc<About>, inner: Answer) -> Answer {
+fn bound_time(about: &Rc<About>, mut inner: Answer) -> Answer {
     let Some(timeout) = about.timeout else { return inner };
     let about = Rc::clone(about);
     Box::pin(async move {
-        let work = tokio::task::spawn_local(inner);
-        match tokio::time::timeout(timeout, work).await {
-            Ok(Ok(reply)) => reply,
-            Ok(Err(e)) => Err(Status::new(Code::Internal, format!("call ended early: {e}"))),
-            Err(_) => {
+        tokio::select! {
+            biased;
+            reply = &mut inner => reply,
+            () = tokio::time::sleep(timeout) => {
                 about.abandoned.set();
+                tokio::task::spawn_local(inner);
                 Err(Status::new(Code::DeadlineExceeded, "context deadline exceeded"))
             }
         }

@@ -1,8 +1,6 @@
 //! `cleat`, the command for operators, on shims that live.
-//!
-//! `CLEAT_TEST_CLI`: the binary (beside the shim's).
 
-use crate::support::{self, Place, Rig, alive, kill, read_all, shim_binary, until};
+use crate::support::{self, Place, Rig, alive, cli_binary, kill, read_all, shim_binary, until};
 use cleat::protocol::{Empty, task as api};
 use serde_json::Value;
 use std::{
@@ -13,15 +11,8 @@ use std::{
     time::Duration,
 };
 
-fn cli() -> PathBuf {
-    let named = std::env::var_os("CLEAT_TEST_CLI").map(PathBuf::from);
-    let path = named.unwrap_or_else(|| shim_binary().with_file_name("cleat"));
-    assert!(path.exists(), "{} is not there: ./dev build makes it", path.display());
-    path
-}
-
 fn cleat(words: &[&str]) -> Command {
-    let mut command = Command::new(cli());
+    let mut command = Command::new(cli_binary());
     let path = format!("{}:{}", shim_binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
     command.args(words).env("PATH", path).stdin(Stdio::null());
     command
@@ -286,7 +277,7 @@ fn top_shows_what_is_used() {
     let mut script = Command::new("script");
     script.args([
         "-qec",
-        &format!("stty rows 40 cols 150; {} top --interval 0.3", cli().display()),
+        &format!("stty rows 40 cols 150; {} top --interval 0.3", cli_binary().display()),
         "/dev/null",
     ]);
     let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -605,7 +596,7 @@ fn run_has_a_terminal() {
     let bundle = bundle(&place, &["sh", "-c", "stty size; exit 4"], true);
     let words = run_bundle(&place, "tty", &[], &bundle, &[]);
     let words: Vec<String> = words.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-    let line = format!("stty rows 33 cols 99; {} {}", cli().display(), words.join(" "));
+    let line = format!("stty rows 33 cols 99; {} {}", cli_binary().display(), words.join(" "));
     let mut script = Command::new("script");
     let path = format!("{}:{}", shim_binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
     let output =

@@ -11,6 +11,7 @@ use prost::Message;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -484,7 +485,7 @@ fn systemd_makes_the_cgroup_and_it_goes_with_the_container() {
 
 /// What criu needs may be missing: it cannot read the newest kernels' vDSO, and wants iptables.
 fn criu_works() -> bool {
-    let check = std::process::Command::new("criu").arg("check").output();
+    let check = Command::new("criu").arg("check").output();
     check.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("Looks good"))
 }
 
@@ -599,4 +600,36 @@ fn scar_61_a_checkpoint_that_cannot_be_restored_is_created_fails_to_start_and_is
     }
     assert_eq!(direct.call::<api::DeleteResponse>("Delete", &process).unwrap().pid, 0);
     rig.remove("a");
+}
+
+// Rootless: a user without any right, in a user namespace of his own, with runc, shim and client in it.
+#[test]
+fn a_user_without_rights_runs_a_container() {
+    use std::os::unix::{fs::chown, process::CommandExt};
+    const NOBODY: u32 = 65_534;
+    let place = tempfile::tempdir_in("/tmp").unwrap();
+    let bundle = place.path().join("bundle");
+    std::fs::create_dir_all(bundle.join("rootfs/bin")).unwrap();
+    for name in ["proc", "sys", "dev"] {
+        std::fs::create_dir(bundle.join("rootfs").join(name)).unwrap();
+    }
+    for (from, to) in [
+        (Path::new("/bin/busybox"), "bundle/rootfs/bin/busybox"),
+        (&support::shim_binary(), "containerd-shim-cleat-v2"),
+        (&support::cli_binary(), "cleat"),
+    ] {
+        std::fs::copy(from, place.path().join(to)).unwrap();
+    }
+    for path in [place.path(), &bundle] {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let script = "mount -t tmpfs tmpfs /run && cd bundle && runc spec --rootless && \
+        PATH=..:$PATH ../cleat run --no-tty . busybox sh -c 'busybox id -u; busybox cat /proc/self/uid_map; exit 3'";
+    let mut command = Command::new("unshare");
+    command.args(["-U", "-r", "-m", "-p", "-f", "--mount-proc", "sh", "-c", script]);
+    command.current_dir(place.path()).uid(NOBODY).gid(NOBODY).env("HOME", place.path()).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{text} {}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["0", "0", "0", "1"], "{text}");
 }

@@ -439,6 +439,13 @@ pub fn shim_binary() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_containerd-shim-cleat-v2").into(), PathBuf::from)
 }
 
+/// `cleat`, the command for operators: beside the binary under test.
+pub fn cli_binary() -> PathBuf {
+    let path = shim_binary().with_file_name("cleat");
+    assert!(path.exists(), "{} is not there: ./dev build makes it", path.display());
+    path
+}
+
 /// `containerd`, or the one of CLEAT_TEST_CONTAINERD.
 pub fn containerd_binary() -> String {
     std::env::var("CLEAT_TEST_CONTAINERD").unwrap_or_else(|_| "containerd".to_owned())
