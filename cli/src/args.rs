@@ -78,7 +78,8 @@ Examples:
     Gc(Gc),
     /// Run an OCI bundle under the shim, without containerd
     #[command(
-        after_help = "The bundle is not written to: the shim gets a copy of its config.json. Ends with the exit status of the container's process.
+        after_help = "The bundle is not written to: the shim gets a copy of its config.json. Ends with the exit status of the container's process; signals are passed on to it.
+If cleat itself is killed by SIGKILL the container lives on, as it would under containerd; `cleat ps` shows its shim.
 
 Examples:
   mkdir -p bundle/rootfs && busybox --install -s bundle/rootfs/bin && (cd bundle && runc spec)

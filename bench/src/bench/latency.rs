@@ -3,7 +3,10 @@
 use super::{Measure, Report, Subject, milliseconds};
 use crate::{Driver, DriverError};
 use cleat::protocol::task as api;
-use std::{rc::Rc, time::Instant};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 const START: Measure = Measure::less("latency", "start (the action)", "ms");
 const CREATE: Measure = Measure::less("latency", "Create", "ms");
@@ -19,10 +22,15 @@ const DELETE: Measure = Measure::less("latency", "Delete", "ms");
 const CLEAN_UP: Measure = Measure::less("latency", "delete (the action)", "ms");
 const WHOLE: Measure = Measure::less("latency", "a whole life", "ms");
 
+/// Before each life, so that all shims find the same machine: a cgroup v1 that was changed a moment ago is changed more quickly the next time (the
+/// kernel's grace periods), which would make a present of one shim's work to the other.
+const REST: Duration = Duration::from_millis(100);
+
 /// Rounds of one life each, the shims taking turns.
 pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<(), DriverError> {
     for round in 0..subject.rounds {
         for (shim, driver) in subject.drivers.iter().enumerate() {
+            tokio::time::sleep(REST).await;
             // The first lives warm up the page cache.
             life(driver, &mut |measure, value| {
                 if round >= 2 {
