@@ -4,7 +4,11 @@
 
 use crate::support::{self, CLEAT, Direct, Rig, kill, process_spec, read_all, until};
 use cleat::{
-    protocol::{Any, Empty, stats_v1, stats_v2, task as api},
+    protocol::{
+        Any, Empty,
+        options::{OPTIONS_URL, Options},
+        stats_v1, stats_v2, task as api,
+    },
     rpc::Status,
 };
 use prost::Message;
@@ -632,4 +636,30 @@ fn a_user_without_rights_runs_a_container() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(3), "{text} {}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["0", "0", "0", "1"], "{text}");
+}
+
+// The option ShimCgroup: on v1 in every hierarchy that has that path.
+#[test]
+fn the_shim_lives_in_the_cgroup_that_is_asked_for() {
+    let name = format!("/cleat-test-{}-shim", std::process::id());
+    let hierarchies: &[&str] = if is_unified() { &[""] } else { &["/memory", "/pids"] };
+    let directories: Vec<PathBuf> = hierarchies
+        .iter()
+        .map(|hierarchy| PathBuf::from(format!("/sys/fs/cgroup{hierarchy}{name}")))
+        .collect();
+    for directory in &directories {
+        std::fs::create_dir(directory).unwrap();
+    }
+    let place = support::Place::new("shim-cgroup-there");
+    place.bundle("a", "{}");
+    let options = Options { shim_cgroup: name.clone(), ..Default::default() };
+    let output = place.start("a", &Any::pack(OPTIONS_URL, &options).encode_to_vec());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let cgroups = read_all(format!("/proc/{}/cgroup", place.daemons()[0]));
+    let joined = cgroups.lines().filter(|line| line.ends_with(&format!(":{name}"))).count();
+    assert_eq!(joined, directories.len(), "{cgroups}");
+    drop(place);
+    for directory in &directories {
+        until("the cgroup is empty", || std::fs::remove_dir(directory).is_ok());
+    }
 }

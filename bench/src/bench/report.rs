@@ -160,7 +160,10 @@ pub fn chart(report: &Value) -> String {
         .flatten()
         .filter_map(|row| {
             let of = |label: &str| row["shims"][label]["median"].as_f64().filter(|value| *value > 0.0);
-            let name = format!("{} ({})", row["measure"].as_str()?, row["unit"].as_str()?);
+            let name = match (row["measure"].as_str()?, row["unit"].as_str()?) {
+                (measure, "") => measure.to_owned(),
+                (measure, unit) => format!("{measure} ({unit})"),
+            };
             Some((name, of(first)?, of(second)?, row["less_is_better"].as_bool()?))
         })
         .collect();

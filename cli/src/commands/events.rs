@@ -42,9 +42,11 @@ pub(super) async fn run(command: Events) -> Result<ExitCode> {
             }
             if !command.follow {
                 match follow(socket, shim.namespace, format, false).await {
-                    Ok(()) => continue,
-                    Err(End::Shim(e) | End::Output(e)) => return Err(e),
+                    Ok(()) => {}
+                    Err(End::Shim(e)) => eprintln!("cleat: shim {}: {e:#}", shim.pid),
+                    Err(End::Output(e)) => return Err(e),
                 }
+                continue;
             }
             let (known, sender) = (Rc::clone(&known), sender.clone());
             tokio::task::spawn_local(async move {

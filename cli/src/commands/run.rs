@@ -218,6 +218,8 @@ impl Place {
         });
         let request = api::ProcessRequest { id: id.to_string(), exec_id: String::new() };
         let signals = Signals::watch()?;
+        // Before it can look.
+        self.resize(client, id).await;
         let _: api::PidResponse = client.task("Start", &request, Some(PATIENCE)).await?;
         // Wait has a connection of its own; the other one sends what comes in between.
         let mut waiting = Client::connect(socket).await?;
@@ -239,7 +241,6 @@ impl Place {
         mut signals: Signals,
         mut stdin_ended: tokio::sync::oneshot::Receiver<()>,
     ) -> std::convert::Infallible {
-        self.resize(client, id).await;
         let mut has_input = true;
         loop {
             let number = tokio::select! {
