@@ -4,6 +4,7 @@ use crate::{
     args::Places,
     client::{Client, PATIENCE},
     node::Shim,
+    process::started,
 };
 use anyhow::{Context, Result, bail};
 use cleat::protocol::{Empty, task as api};
@@ -107,10 +108,7 @@ fn states(places: &Places, shims: &[Shim]) -> Vec<Orphan> {
     for namespace in fs::read_dir(places.state.join("runc")).into_iter().flatten().flatten() {
         for container in fs::read_dir(namespace.path()).into_iter().flatten().flatten() {
             let Ok(id) = container.file_name().into_string() else { continue };
-            let known = shims
-                .iter()
-                .any(|shim| shim.problem.is_some() || shim.containers.iter().any(|other| other.id == id));
-            if !known && is_dead_state(&container.path()) {
+            if !is_known(&id, shims) && is_dead_state(&container.path()) {
                 found.push(Orphan::State { id, root: namespace.path() });
             }
         }
@@ -137,13 +135,11 @@ fn is_dead_state(directory: &Path) -> bool {
         && bundle.is_some_and(|bundle| matches!(Path::new(bundle).try_exists(), Ok(false)))
 }
 
-/// Start time of a process that lives, in clock ticks since boot.
-fn started(pid: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = text.get(text.rfind(')')? + 2..)?.split(' ');
-    let is_dead = matches!(fields.next()?, "Z" | "X");
-    // The field after the state is number 4; the start time is number 22.
-    fields.nth(18)?.parse().ok().filter(|_| !is_dead)
+/// A shim has it, or one that does not answer may have it.
+fn is_known(id: &str, shims: &[Shim]) -> bool {
+    shims
+        .iter()
+        .any(|shim| shim.problem.is_some() || shim.containers.iter().any(|container| container.id == id))
 }
 
 fn mounts(places: &Places, shims: &[Shim]) -> Vec<Orphan> {
@@ -161,11 +157,8 @@ fn is_dead_mount(path: &Path, tasks: &Path, shims: &[Shim]) -> bool {
     else {
         return false;
     };
-    let id = bundle.file_name().unwrap_or_default();
-    let known = shims.iter().any(|shim| {
-        shim.problem.is_some() || shim.containers.iter().any(|container| id == container.id.as_str())
-    });
-    !known && matches!(bundle.join("config.json").try_exists(), Ok(false))
+    let id = bundle.file_name().unwrap_or_default().to_string_lossy();
+    !is_known(&id, shims) && matches!(bundle.join("config.json").try_exists(), Ok(false))
 }
 
 /// mountinfo writes blanks and the like in octal.

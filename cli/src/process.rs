@@ -32,14 +32,17 @@ pub fn threads(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
+/// A field of a process's stat file by its number in proc_pid_stat(5): 3, the state, or a later one.
+fn stat(pid: u32, number: usize) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may contain anything; fields are counted from its end.
+    text.get(text.rfind(')')? + 2..)?.split(' ').nth(number.checked_sub(3)?).map(str::to_owned)
+}
+
 /// CPU time, user and system, in seconds; without the process's children.
 pub fn cpu_seconds(pid: u32) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let Some(end) = text.rfind(')') else { return 0.0 };
-    let fields: Vec<&str> = text.get(end + 2..).unwrap_or_default().split(' ').collect();
-    // utime and stime are fields 14 and 15; the state was field 3.
-    let ticks = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / 100.0
+    let ticks = |number| stat(pid, number).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(14) + ticks(15)) / 100.0
 }
 
 /// CPU seconds of a process and context switches of its threads. To the nanosecond (schedstat) if all its threads still live; of those
@@ -62,19 +65,19 @@ pub fn work(pid: u32) -> (f64, u64) {
 
 /// Its parent's pid.
 pub fn parent(pid: u32) -> Option<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    text.get(text.rfind(')')? + 2..)?.split(' ').nth(1)?.parse().ok()
+    stat(pid, 4)?.parse().ok()
+}
+
+/// Start time of a process that lives, in clock ticks since boot.
+pub fn started(pid: u32) -> Option<u64> {
+    let started = stat(pid, 22)?.parse().ok();
+    started.filter(|_| !matches!(stat(pid, 3).as_deref(), None | Some("Z" | "X")))
 }
 
 /// Seconds since a process was started.
 pub fn age_seconds(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let started = || {
-        let fields = text.get(text.rfind(')')? + 2..)?.split(' ').nth(19)?;
-        fields.parse::<u64>().ok()
-    };
     let up = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
     let up = up.split('.').next().and_then(|seconds| seconds.parse::<u64>().ok()).unwrap_or(0);
     // Start times are in clock ticks: 100 a second, on every Linux for users' eyes.
-    started().map_or(0, |ticks| up.saturating_sub(ticks / 100))
+    started(pid).map_or(0, |ticks| up.saturating_sub(ticks / 100))
 }

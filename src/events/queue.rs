@@ -167,15 +167,8 @@ impl EventQueue {
     /// first one. From the first question on events are kept, acknowledged or not, as long as the questions do not stop for a minute.
     pub async fn follow(&self, from: u64, patience: Duration) -> inspect::EventsResponse {
         let deadline = Instant::now() + patience;
-        {
-            let mut followed = self.followed.borrow_mut();
-            match followed.as_mut() {
-                Some(followed) => followed.asked = Instant::now(),
-                None => {
-                    *followed = Some(Followed { asked: Instant::now(), events: self.queued.borrow().clone() })
-                }
-            }
-        }
+        let followed = Followed { asked: Instant::now(), events: VecDeque::new() };
+        self.followed.borrow_mut().get_or_insert(followed).asked = Instant::now();
         loop {
             let changed = self.changed.notified();
             let answer = self.since(from);
@@ -191,10 +184,9 @@ impl EventQueue {
     fn since(&self, from: u64) -> inspect::EventsResponse {
         let followed = self.followed.borrow();
         let queued = self.queued.borrow();
-        let kept = match followed.as_ref() {
-            Some(followed) if from > 0 => &followed.events,
-            _ => &queued,
-        };
+        // What is not acknowledged is kept anyway.
+        let is_queued = from == 0 || queued.front().is_some_and(|first| first.number <= from);
+        let kept = followed.as_ref().filter(|_| !is_queued).map_or(&*queued, |followed| &followed.events);
         let wanted: Vec<&Queued> = kept.iter().filter(|event| event.number >= from).take(KEPT).collect();
         let first = wanted.first().map_or(self.next.get(), |event| event.number);
         inspect::EventsResponse {
@@ -306,11 +298,31 @@ mod tests {
         let then = now(queue.follow(first.next, Duration::from_secs(5)));
         assert_eq!((then.events.len(), then.events[0].number, then.next, then.missed), (1, 2, 3, 0));
         assert_eq!(now(queue.follow(then.next, Duration::from_millis(1))).events, []);
-        for _ in 0..KEPT + 10 {
+        for number in 0..KEPT + 10 {
             queue.push(Topic::Exit, &event());
+            queue.acknowledge(then.next + number as u64);
         }
         let late = now(queue.follow(then.next, Duration::ZERO));
         assert_eq!((late.events.len(), late.missed), (KEPT, 10));
+    }
+
+    #[test]
+    fn followers_of_a_long_queue_miss_nothing_and_keep_no_second_one() {
+        let queue = EventQueue::new("ns");
+        for _ in 0..3 * KEPT {
+            queue.push(Topic::Exit, &event());
+        }
+        let (mut from, mut seen) = (0, 0);
+        for _ in 0..3 {
+            let answer = now(queue.follow(from, Duration::ZERO));
+            assert_eq!(answer.missed, 0);
+            (from, seen) = (answer.next, seen + answer.events.len());
+        }
+        assert_eq!(seen, 3 * KEPT);
+        for _ in 0..2 * KEPT {
+            queue.push(Topic::Exit, &event());
+        }
+        assert_eq!(queue.followed.borrow().as_ref().unwrap().events.len(), KEPT);
     }
 
     #[test]
