@@ -45,6 +45,8 @@ struct LinuxSpec {
     #[serde(default)]
     linux: Option<Linux>,
     #[serde(default)]
+    process: Option<Confinement>,
+    #[serde(default)]
     annotations: Option<OwnAnnotations>,
 }
 
@@ -54,6 +56,15 @@ struct OwnAnnotations {
     native_exec: Option<String>,
     #[serde(default, rename = "io.containerd.cleat.spool")]
     spool: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Confinement {
+    #[serde(default)]
+    apparmor_profile: String,
+    #[serde(default)]
+    selinux_label: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -74,6 +85,9 @@ struct Namespace {
 pub struct Traits {
     /// It asks for a pid namespace of the container's own: one without a path.
     pub has_private_pid_namespace: bool,
+    /// A file of the host's may be among its streams, and is let go when its init has exited: no security module judges by the file's path or
+    /// label, no user namespace makes its owner a stranger, and no process survives the init.
+    pub may_hold_fifos: bool,
     /// Its annotation `io.containerd.cleat.spool`.
     pub spool: Option<String>,
     /// Its annotation `io.containerd.cleat.native-exec`.
@@ -131,9 +145,13 @@ impl Bundle {
         let spec: LinuxSpec = self.config()?;
         let namespaces = spec.linux.unwrap_or_default().namespaces;
         let has_private_pid_namespace = namespaces.iter().any(|n| n.r#type == "pid" && n.path.is_empty());
+        let has_user_namespace = namespaces.iter().any(|n| n.r#type == "user");
+        let confinement = spec.process.unwrap_or_default();
+        let is_confined = !confinement.apparmor_profile.is_empty() || !confinement.selinux_label.is_empty();
         let annotations = spec.annotations.unwrap_or_default();
         Ok(Traits {
             has_private_pid_namespace,
+            may_hold_fifos: has_private_pid_namespace && !has_user_namespace && !is_confined,
             spool: annotations.spool,
             native_exec: annotations.native_exec,
         })
@@ -293,6 +311,20 @@ mod tests {
         ];
         for (config, expected) in cases {
             assert_eq!(bundle(config).1.traits().unwrap().has_private_pid_namespace, expected, "{config}");
+        }
+    }
+
+    #[test]
+    fn what_is_confined_or_shared_holds_no_fifo() {
+        let cases = [
+            (r#"{"process":{"apparmorProfile":""},"linux":{"namespaces":[{"type":"pid"}]}}"#, true),
+            (r#"{"process":{"apparmorProfile":"p"},"linux":{"namespaces":[{"type":"pid"}]}}"#, false),
+            (r#"{"process":{"selinuxLabel":"l"},"linux":{"namespaces":[{"type":"pid"}]}}"#, false),
+            (r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"user"}]}}"#, false),
+            (r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#, false),
+        ];
+        for (config, expected) in cases {
+            assert_eq!(bundle(config).1.traits().unwrap().may_hold_fifos, expected, "{config}");
         }
     }
 

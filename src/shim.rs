@@ -281,8 +281,13 @@ impl Shim {
         };
         let configured = Some(&request.options.spool).filter(|text| !text.is_empty());
         let spool = match traits.spool.as_ref().or(configured) {
-            Some(text) => text.parse()?,
+            Some(text) => text.parse::<SpoolPolicy>()?,
             None => SpoolPolicy::default(),
+        };
+        // criu finds its pipes again, not a fifo of the host's.
+        let spool = match traits.may_hold_fifos && request.checkpoint.is_none() {
+            true => spool,
+            false => spool.through_the_shim(),
         };
         let plan = Plan::new(&request.stdio, self.namespace.as_str(), request.id.as_str(), spool)?;
         request.bundle.write_options(&request.options)?;
@@ -551,7 +556,8 @@ impl Shim {
 
     /// Adds an exec; nothing runs yet. `spec` is the process spec, JSON, as the runtime is to read it.
     pub fn exec(self: &Rc<Self>, id: &Id, exec: Id, stdio: Stdio, spec: Vec<u8>) -> Result<(), ShimError> {
-        let spool = self.with(id, |owned| owned.io.spool())?;
+        // What an exec leaves running may keep its fifo for as long as the container lives, and its client would wait for the end.
+        let spool = self.with(id, |owned| owned.io.spool())?.through_the_shim();
         let plan = Plan::new(&stdio, self.namespace.as_str(), exec.as_str(), spool)?;
         self.with(id, |owned| {
             if owned.state.execs.len() >= MAX_EXECS {

@@ -51,6 +51,7 @@ pub struct Driver {
     /// What the events say.
     pub ledger: Rc<Ledger>,
     shim: PathBuf,
+    annotations: Annotations,
     directory: PathBuf,
     namespace: String,
     next: Cell<u64>,
@@ -60,6 +61,9 @@ pub struct Driver {
     logs: RefCell<HashMap<String, JoinHandle<()>>>,
     log_bytes: Rc<Cell<usize>>,
 }
+
+/// Annotations of containers.
+pub type Annotations = std::collections::BTreeMap<String, String>;
 
 /// A running shim and the bundle of its first container.
 pub struct Pod {
@@ -90,8 +94,8 @@ impl Handler for Events {
 }
 
 impl Driver {
-    /// Prepares directory, image and event server. Call inside a tokio `LocalSet`.
-    pub async fn new(label: &str, shim: &Path) -> Result<Rc<Self>> {
+    /// Prepares directory, image and event server. All containers get the annotations. Call inside a tokio `LocalSet`.
+    pub async fn new(label: &str, shim: &Path, annotations: &Annotations) -> Result<Rc<Self>> {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let namespace = format!("cleat-bench-{}-{number}", std::process::id());
@@ -117,6 +121,7 @@ impl Driver {
             label: label.to_owned(),
             ledger,
             shim: shim.to_owned(),
+            annotations: annotations.clone(),
             directory,
             namespace,
             next: Cell::new(0),
@@ -168,7 +173,7 @@ impl Driver {
         for name in ["rootfs", "upper", "work"] {
             tokio::fs::create_dir_all(bundle.join(name)).await.map_err(fail("make the bundle"))?;
         }
-        let config = spec(&self.namespace, id, group, arguments).to_string();
+        let config = spec(&self.namespace, id, &self.annotations_of(group), arguments).to_string();
         tokio::fs::write(bundle.join("config.json"), config).await.map_err(fail("write config.json"))?;
         let log = self.fifo(&bundle, "log")?;
         let log = pipe::OpenOptions::new().read_write(true).open_receiver(log);
@@ -286,6 +291,12 @@ impl Driver {
         let mut config: serde_json::Value = serde_json::from_str(&text).map_err(|e| failed(&e))?;
         config["process"]["terminal"] = true.into();
         std::fs::write(&path, config.to_string()).map_err(|e| failed(&e))
+    }
+
+    fn annotations_of(&self, group: &str) -> Annotations {
+        let mut annotations = self.annotations.clone();
+        annotations.insert("io.containerd.runc.v2.group".to_owned(), group.to_owned());
+        annotations
     }
 
     /// Runs the `delete` action and removes the bundle.
@@ -481,23 +492,14 @@ fn process_spec(arguments: &[&str]) -> serde_json::Value {
     })
 }
 
-/// CLEAT_BENCH_NATIVE: cleat's containers want native execs. Other shims do not know the annotation.
-fn annotations(group: &str) -> serde_json::Value {
-    let mut annotations = serde_json::json!({"io.containerd.runc.v2.group": group});
-    if std::env::var_os("CLEAT_BENCH_NATIVE").is_some() {
-        annotations["io.containerd.cleat.native-exec"] = "true".into();
-    }
-    annotations
-}
-
 /// What containerd's default spec amounts to.
-fn spec(namespace: &str, id: &str, group: &str, arguments: &[&str]) -> serde_json::Value {
+fn spec(namespace: &str, id: &str, annotations: &Annotations, arguments: &[&str]) -> serde_json::Value {
     serde_json::json!({
         "ociVersion": "1.0.2",
         "process": process_spec(arguments),
         "root": {"path": "rootfs"},
         "hostname": id,
-        "annotations": annotations(group),
+        "annotations": annotations,
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},

@@ -8,5 +8,5 @@ mod driver;
 mod ledger;
 pub use cleat_cli::process as measure;
 
-pub use driver::{Client, Driver, DriverError, Pod};
+pub use driver::{Annotations, Client, Driver, DriverError, Pod};
 pub use ledger::{Ledger, Verdict};

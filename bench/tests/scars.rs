@@ -28,7 +28,7 @@ fn shim() -> PathBuf {
 fn with_driver<F: Future<Output = ()>>(test: impl FnOnce(Rc<Driver>) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        let driver = Driver::new("test", &shim()).await.unwrap();
+        let driver = Driver::new("test", &shim(), &cleat_bench::Annotations::new()).await.unwrap();
         test(Rc::clone(&driver)).await;
         let left = driver.leftovers_after(Duration::from_secs(20)).await;
         driver.tidy();

@@ -124,6 +124,8 @@ pub(super) struct Copy {
     flood: Cell<bool>,
     /// Both ends are pipes.
     can_splice: Cell<bool>,
+    /// The process writes into the sink itself: there is no source, and nothing to do until it has exited.
+    direct: bool,
     chatter: Chatter,
     wide: Cell<bool>,
     /// A fifo whose content nobody has read yet.
@@ -169,28 +171,48 @@ impl Copy {
         let short_read_is_all = !rustix::termios::isatty(&*fd);
         let source = Source { fd, registered: RefCell::default() };
         source.registered()?;
-        Ok(Rc::new(Self {
+        let mut copy = Self::idle(name, outlet, on_write_error, policy);
+        copy.source = RefCell::new(Some(Rc::new(source)));
+        copy.can_splice = Cell::new(can_splice && short_read_is_all);
+        copy.short_read_is_all = short_read_is_all;
+        Ok(Rc::new(copy))
+    }
+
+    /// Keeps a fifo open that the process itself writes into, for both directions: so neither a reader that goes ends or harms the process,
+    /// nor does the process's end take along what nobody has read.
+    pub(super) fn direct(name: &'static str, fifo: Rc<OwnedFd>) -> Rc<Self> {
+        let mut copy = Self::idle(name, Outlet::new(Sink::Stream(fifo)), OnWriteError::Drop, Policy::OFF);
+        copy.direct = true;
+        Rc::new(copy)
+    }
+
+    fn idle(name: &'static str, outlet: Outlet, on_write_error: OnWriteError, policy: Policy) -> Self {
+        Self {
             name,
-            source: RefCell::new(Some(Rc::new(source))),
+            source: RefCell::default(),
             sink: RefCell::new(Some(Rc::new(outlet))),
             spool: RefCell::new(Spool::new(policy)),
             spooling: Cell::new(false),
             flood: Cell::new(false),
-            can_splice: Cell::new(can_splice && short_read_is_all),
+            can_splice: Cell::new(false),
+            direct: false,
             chatter: Chatter::default(),
             wide: Cell::new(false),
             unread: RefCell::default(),
             let_go: Notify::new(),
             on_write_error,
-            short_read_is_all,
+            short_read_is_all: true,
             copied: Cell::new(0),
             dropped: Cell::new(0),
             dropping: Cell::new(false),
-        }))
+        }
     }
 
     /// Copies until the source ends or the sink breaks; then both are closed.
     pub(super) async fn run(self: Rc<Self>) {
+        if self.direct {
+            self.let_go.notified().await;
+        }
         let mut progress = Some(Progress::SourceEmpty);
         let mut spurious = 0;
         while let Some(before) = progress {
@@ -496,9 +518,14 @@ impl Copy {
         self.unread.take();
     }
 
+    /// Whether the process writes into the sink itself.
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct
+    }
+
     /// Whether both sides are closed.
     pub(super) fn has_ended(&self) -> bool {
-        self.source.borrow().is_none()
+        self.sink.borrow().is_none()
     }
 
     /// Bytes copied so far, and whether some wait for a slow reader.
@@ -515,6 +542,7 @@ impl Copy {
             spooled_bytes: spool.len(),
             dropped_bytes: self.dropped.get() + spool.dropped(),
             ended: self.has_ended(),
+            direct: self.direct,
         }
     }
 
@@ -522,8 +550,9 @@ impl Copy {
     pub(super) fn describe(&self) -> String {
         let spool = self.spool.borrow();
         format!(
-            "{} copied={} waiting={} dropped={} spooling={}{}",
+            "{}{} copied={} waiting={} dropped={} spooling={}{}",
             self.name,
+            if self.direct { " direct" } else { "" },
             self.copied.get(),
             spool.len(),
             self.dropped.get() + spool.dropped(),
@@ -582,7 +611,8 @@ enum Step {
     Ended,
 }
 
-fn is_fifo(fd: &OwnedFd) -> bool {
+/// Whether it is a pipe or fifo.
+pub(super) fn is_fifo(fd: &OwnedFd) -> bool {
     rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
 }
 

@@ -1,7 +1,7 @@
 //! The channels of one process, from Create or Exec to Delete.
 
 use super::{
-    copy::{Copy, OnWriteError, Progress, Sink, duplicate, open_log},
+    copy::{Copy, OnWriteError, Progress, Sink, duplicate, is_fifo, open_log},
     logger::Logger,
     spool::Policy,
     stdio::{Plan, StdioError},
@@ -18,7 +18,7 @@ use rustix::{
 use std::{
     cell::{Cell, RefCell},
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::Stdio,
     rc::Rc,
@@ -174,9 +174,34 @@ impl ProcessIo {
         gid: u32,
     ) -> Result<Option<OwnedFd>, StdioError> {
         let Some(sink) = sink else { return Ok(None) };
+        if self.plan.spool.direct
+            && let Sink::Stream(fd) = &sink
+            && is_fifo(fd)
+        {
+            return self.hand_over(name, fd, uid, gid).map(Some);
+        }
         let (read, write) = pipe(uid, gid, Ours::Read)?;
         self.copy_output(name, Rc::new(read), sink)?;
         Ok(Some(write))
+    }
+
+    /// The fifo itself, for the process to write into; we keep it open.
+    fn hand_over(
+        self: &Rc<Self>,
+        name: &'static str,
+        fifo: &Rc<OwnedFd>,
+        uid: u32,
+        gid: u32,
+    ) -> Result<OwnedFd, StdioError> {
+        let fail =
+            |verb| move |e: rustix::io::Errno| StdioError::Io { verb, path: name.into(), source: e.into() };
+        own(fifo, uid, gid).map_err(fail("change the owner of"))?;
+        // Opened again: its own, blocking, for writing only. There is a reader, ourselves, so it does not wait for one.
+        let path = format!("/proc/self/fd/{}", fifo.as_raw_fd());
+        let end = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(fail("open again"))?;
+        self.keep_output(Copy::direct(name, Rc::clone(fifo)));
+        Ok(end)
     }
 
     /// A fifo is opened for both directions: that neither waits for a reader nor fails without one, and a reader that goes
@@ -234,6 +259,11 @@ impl ProcessIo {
             path: name.into(),
             source: e,
         })?;
+        self.keep_output(copy);
+        Ok(())
+    }
+
+    fn keep_output(self: &Rc<Self>, copy: Rc<Copy>) {
         self.outputs.borrow_mut().push(Rc::clone(&copy));
         self.running.set(self.running.get() + 1);
         let io = Rc::clone(self);
@@ -243,7 +273,6 @@ impl ProcessIo {
             io.drained.notify_waiters();
             copy.wait_read().await;
         }));
-        Ok(())
     }
 
     fn copy_stdin(self: &Rc<Self>, source: OwnedFd, sink: Rc<OwnedFd>) -> Result<(), StdioError> {
@@ -321,6 +350,10 @@ impl ProcessIo {
             stdin.close();
         }
         for output in self.outputs.borrow().iter() {
+            if output.is_direct() {
+                output.let_source_go();
+                continue;
+            }
             for _ in 0..FINAL_PUMPS {
                 if output.pump() != Progress::Busy {
                     break;
@@ -443,13 +476,18 @@ fn pipe(uid: u32, gid: u32, ours: Ours) -> Result<(OwnedFd, OwnedFd), StdioError
         };
         let flags = rustix::fs::fcntl_getfl(our_end)?;
         rustix::fs::fcntl_setfl(our_end, flags | OFlags::NONBLOCK)?;
-        if uid != 0 || gid != 0 {
-            let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-            rustix::fs::fchown(&read, Some(uid), Some(gid))?;
-        }
+        own(&read, uid, gid)?;
         Ok((read, write))
     };
     make().map_err(|e| StdioError::Io { verb: "make", path: "pipe".into(), source: e.into() })
+}
+
+/// Gives a pipe or fifo to the owner that the options name, if they name one.
+fn own(pipe: &OwnedFd, uid: u32, gid: u32) -> rustix::io::Result<()> {
+    if uid == 0 && gid == 0 {
+        return Ok(());
+    }
+    rustix::fs::fchown(pipe, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))
 }
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, StdioError> {

@@ -1,7 +1,7 @@
 //! What a reader has not taken yet: a little in memory, the rest in a memfd, whose pages count for the shim's cgroup.
 //!
 //! Without it a container that writes while its reader is away (containerd restarts, or is stuck) stops at the next write. The bound is the
-//! container's: annotation `io.containerd.cleat.spool`, or `spool` in the runtime's options.
+//! container's: annotation `io.containerd.cleat.spool`, or `spool` in the runtime's options. Or the container is to write into the fifo itself.
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use std::{io, os::fd::OwnedFd, str::FromStr};
@@ -31,29 +31,39 @@ pub struct Policy {
     pub bound: u64,
     /// Beyond it.
     pub when_full: WhenFull,
+    /// The container gets the fifo itself where that is safe; then nothing is spooled, and the bound is for where it is not.
+    pub direct: bool,
 }
 
 impl Policy {
     /// Nothing is spooled.
-    pub const OFF: Self = Self { bound: 0, when_full: WhenFull::Wait };
+    pub const OFF: Self = Self { bound: 0, when_full: WhenFull::Wait, direct: false };
+
+    /// The same through the shim.
+    pub fn through_the_shim(self) -> Self {
+        Self { direct: false, ..self }
+    }
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { bound: DEFAULT_BOUND, when_full: WhenFull::Wait }
+        Self { bound: DEFAULT_BOUND, when_full: WhenFull::Wait, direct: false }
     }
 }
 
 /// A text that is no policy.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("spool {0:?} is not SIZE[,wait|,drop-oldest], SIZE in bytes, Ki, Mi or Gi, at most 1Gi")]
+#[error("spool {0:?} is not SIZE[,wait|,drop-oldest], SIZE in bytes, Ki, Mi or Gi, at most 1Gi, nor direct")]
 pub struct BadPolicy(String);
 
 impl FromStr for Policy {
     type Err = BadPolicy;
 
-    /// `8Mi`, `65536`, `0`, `64Mi,drop-oldest`.
+    /// `8Mi`, `65536`, `0`, `64Mi,drop-oldest`, `direct`.
     fn from_str(text: &str) -> Result<Self, BadPolicy> {
+        if text == "direct" {
+            return Ok(Self { direct: true, ..Self::default() });
+        }
         let bad = || BadPolicy(text.chars().take(40).collect());
         let (size, when_full) = match text.split_once(',') {
             None | Some((_, "wait")) => (text.split(',').next().unwrap_or_default(), WhenFull::Wait),
@@ -70,7 +80,7 @@ impl FromStr for Policy {
         if bound > MAX_BOUND {
             return Err(bad());
         }
-        Ok(Self { bound, when_full })
+        Ok(Self { bound, when_full, direct: false })
     }
 }
 
@@ -139,7 +149,7 @@ impl Spool {
         if !self.tail.is_empty() {
             return 0;
         }
-        let Policy { bound, when_full } = self.policy;
+        let Policy { bound, when_full, .. } = self.policy;
         let room = match when_full {
             WhenFull::Wait => bound.saturating_sub(self.len()),
             WhenFull::DropOldest => bound,
@@ -306,10 +316,24 @@ mod tests {
         assert_eq!(policy("8Mi").unwrap(), Policy::default());
         assert_eq!(
             policy("64Ki,drop-oldest").unwrap(),
-            Policy { bound: 64 << 10, when_full: WhenFull::DropOldest }
+            Policy { bound: 64 << 10, when_full: WhenFull::DropOldest, ..Policy::default() }
         );
         assert_eq!(policy("1Gi,wait").unwrap().bound, 1 << 30);
-        for bad in ["", "8M", "-1", "+1", "2Gi", "1Mi,x", "99999999999999999999", "Mi", "1Mi,", " 1"] {
+        assert_eq!(policy("direct").unwrap().through_the_shim(), Policy::default());
+        for bad in [
+            "direct,wait",
+            "1Mi,direct",
+            "",
+            "8M",
+            "-1",
+            "+1",
+            "2Gi",
+            "1Mi,x",
+            "99999999999999999999",
+            "Mi",
+            "1Mi,",
+            " 1",
+        ] {
             assert!(policy(bad).is_err(), "{bad}");
         }
     }
@@ -329,7 +353,7 @@ mod tests {
     #[test]
     fn the_oldest_lines_go_and_are_counted() {
         let mut scratch = vec![0; CHUNK];
-        let policy = Policy { bound: 100, when_full: WhenFull::DropOldest };
+        let policy = Policy { bound: 100, when_full: WhenFull::DropOldest, ..Policy::default() };
         let mut spool = Spool::new(policy);
         spool.keep(b"half ");
         for number in 0..100 {
@@ -346,7 +370,7 @@ mod tests {
     #[test]
     fn a_line_without_end_is_dropped_in_pieces() {
         let mut scratch = vec![0; CHUNK];
-        let policy = Policy { bound: 1000, when_full: WhenFull::DropOldest };
+        let policy = Policy { bound: 1000, when_full: WhenFull::DropOldest, ..Policy::default() };
         let mut spool = Spool::new(policy);
         for _ in 0..1000 {
             spool.append(&[b'x'; 500], &mut scratch);
@@ -362,7 +386,7 @@ mod tests {
             steps in prop::collection::vec((any::<bool>(), 1usize..5000), 1..200),
         ) {
             let mut scratch = vec![0; 1000];
-            let mut spool = Spool::new(Policy { bound: 1 << 20, when_full: WhenFull::Wait });
+            let mut spool = Spool::new(Policy { bound: 1 << 20, ..Policy::default() });
             let (mut put, mut got) = (0u64, Vec::new());
             for (write, size) in steps {
                 if write {

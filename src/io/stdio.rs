@@ -115,6 +115,9 @@ impl Plan {
         if plan.terminal {
             plan.stderr = None;
         }
+        if plan.terminal || plan.create_file || plan.logger.is_some() {
+            plan.spool = spool.through_the_shim();
+        }
         Ok(plan)
     }
 }

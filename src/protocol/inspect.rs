@@ -90,6 +90,8 @@ pub struct Stream {
     pub dropped_bytes: u64,
     #[prost(bool, tag = "5")]
     pub ended: bool,
+    #[prost(bool, tag = "6")]
+    pub direct: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -37,6 +37,8 @@ fn config(dir: &Path) -> String {
          [{cri}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\nruntime_path = \"{1}\"\n\
          [{cri}.containerd.runtimes.cleat]\nruntime_type = \"io.containerd.cleat.v2\"\n\
          [{cri}.containerd.runtimes.cleat.options]\nConfigPath = \"{0}/options.toml\"\n\
+         [{cri}.containerd.runtimes.direct]\nruntime_type = \"io.containerd.cleat.v2\"\n\
+         [{cri}.containerd.runtimes.direct.options]\nConfigPath = \"{0}/direct.toml\"\n\
          [{cri}.containerd.runtimes.body]\nruntime_type = \"io.containerd.cleat.v2\"\n\
          [{cri}.containerd.runtimes.body.options]\nBinaryName = \"{0}/oci\"\n",
         dir.display(),
@@ -62,6 +64,7 @@ impl Cri {
                 format!("BinaryName = '{}/oci'\nSpool = '256Mi'\n", dir.display()),
             )
             .unwrap();
+            fs::write(dir.join("direct.toml"), "Spool = 'direct'\n").unwrap();
             fs::write(
                 dir.join("oci"),
                 format!("#!/bin/sh\ntouch {}/oci-called\nexec runc \"$@\"\n", dir.display()),
@@ -341,31 +344,36 @@ fn scar_16_a_pod_that_logs_does_not_feel_that_containerd_stands_still() {
 #[ignore = "needs crictl: ./dev cri"]
 fn containerd_restarts_under_a_pod() {
     let mut cri = Cri::new();
+    let count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done";
+    // A pid namespace for each container, as kubelet has it unless a pod shares one.
+    let own_pids = json!({"security_context": {"namespace_options": {"pid": 1}}});
+    let direct_pod = cri.pod("direct", &Pod { handler: "direct", linux: own_pids.clone() });
+    let direct = cri.container(&direct_pod, "direct", "count", count, json!({"linux": own_pids}));
+    let stdout = fs::read_link(format!("/proc/{}/fd/1", cri.rig.init(&direct))).unwrap();
+    assert!(stdout.starts_with(&cri.rig.dir), "{stdout:?} is the fifo itself");
     let pod = cri.pod("stay", &Pod::default());
-    let id = cri.container(
-        &pod,
-        "stay",
-        "count",
-        "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done",
-        json!({}),
-    );
+    let id = cri.container(&pod, "stay", "count", count, json!({}));
     let ends = cri.container(&pod, "stay", "ends", "sleep 1.5; exit 8", json!({}));
-    let (shim, pid) = (cri.rig.shim(), cri.rig.init(&id));
+    let (shims, pid) = (cri.rig.shims(), cri.rig.init(&id));
+    assert_eq!(shims.len(), 2);
     cri.rig.end_containerd(libc::SIGKILL);
     std::thread::sleep(std::time::Duration::from_secs(2));
-    assert!(alive(shim) && alive(pid));
+    assert!(shims.iter().all(|shim| alive(*shim)) && alive(pid));
     cri.rig.start_containerd();
     until("the CRI plugin is back", || cri.run(&["ps"]).status.success());
     assert_eq!(cri.status(&id)["state"], "CONTAINER_RUNNING");
     let ended = cri.until_exited(&ends);
     assert_eq!(ended["exitCode"], 8, "{ended}");
     assert_eq!(cri.ok(&["exec", "-s", &id, "echo", "alive"]), "alive");
-    let log = cri.rig.dir.join("logs/stay/count.log");
-    let before = read_all(&log).lines().count();
-    until("the log goes on", || read_all(&log).lines().count() > before + 5);
-    let numbers: Vec<u64> =
-        read_all(&log).lines().map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
-    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no line is missing");
+    for pod in ["stay", "direct"] {
+        let log = cri.rig.dir.join("logs").join(pod).join("count.log");
+        let before = read_all(&log).lines().count();
+        until("the log goes on", || read_all(&log).lines().count() > before + 5);
+        let numbers: Vec<u64> =
+            read_all(&log).lines().map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no line of {pod} is missing");
+    }
+    cri.remove(&direct_pod);
     cri.remove(&pod);
 }
 

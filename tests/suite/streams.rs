@@ -221,6 +221,105 @@ fn scar_16_a_container_that_logs_does_not_feel_that_its_reader_stands_still() {
     rig.ctr(["container", "delete", "a"]);
 }
 
+/// Creates a container `b` in the shim of `a` whose stdout is the fifo `out` and that asks for the fifo itself.
+fn direct_container(rig: &Rig, direct: &mut Direct, script: &str, stdout: &str) {
+    let bundle = support::bundle_beside(rig, |config| {
+        config["process"]["args"] = serde_json::json!(["sh", "-c", script]);
+        config["annotations"] = serde_json::json!({"io.containerd.cleat.spool": "direct"});
+    });
+    let request = api::CreateTaskRequest {
+        id: "b".into(),
+        bundle: text(&bundle),
+        stdout: stdout.into(),
+        ..api::CreateTaskRequest::default()
+    };
+    direct.call::<api::PidResponse>("Create", &request).unwrap();
+    direct.call::<api::PidResponse>("Start", &process("b", "")).unwrap();
+}
+
+fn end(direct: &mut Direct) -> u32 {
+    let status = direct.call::<api::WaitResponse>("Wait", &process("b", "")).unwrap().exit_status;
+    direct.call::<api::DeleteResponse>("Delete", &process("b", "")).unwrap();
+    status
+}
+
+fn stdout_of(direct: &mut Direct, exec: &str) -> std::path::PathBuf {
+    let pid = direct.state("b", exec).unwrap().pid;
+    std::fs::read_link(format!("/proc/{pid}/fd/1")).unwrap()
+}
+
+#[test]
+fn a_container_may_write_into_the_fifo_itself() {
+    const LAST: u64 = 1_000_000;
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    let shim = rig.shim();
+    let open = fd_count(shim);
+    let stdout = fifo(&rig.dir, "out");
+    direct_container(&rig, &mut direct, &format!("seq 1 {LAST}; exit 7"), &text(&stdout));
+    assert_eq!(stdout_of(&mut direct, ""), stdout);
+    // No reader is there yet, then one comes and goes in the middle: nothing ends, breaks or is lost.
+    let mut all = Vec::new();
+    let mut chunk = vec![0; 50_000];
+    let mut output = reader(&stdout);
+    for _ in 0..5 {
+        for _ in 0..10 {
+            let length = output.read(&mut chunk).unwrap();
+            all.extend_from_slice(&chunk[..length]);
+        }
+        drop(output);
+        std::thread::sleep(Duration::from_millis(20));
+        output = reader(&stdout);
+    }
+    let reading = std::thread::spawn(move || {
+        output.read_to_end(&mut all).unwrap();
+        String::from_utf8(all).unwrap()
+    });
+    assert_eq!(end(&mut direct), 7);
+    let all = reading.join().unwrap();
+    let mut expected = 1..=LAST;
+    assert!(all.lines().all(|line| line.parse().ok() == expected.next()));
+    assert_eq!(expected.next(), None);
+    // What is written when nobody is there outlives the container, until it has been read; then there is an end.
+    direct_container(&rig, &mut direct, "echo last words", &text(&stdout));
+    assert_eq!(direct.call::<api::WaitResponse>("Wait", &process("b", "")).unwrap().exit_status, 0);
+    std::thread::sleep(Duration::from_millis(50));
+    let mut said = String::new();
+    reader(&stdout).read_to_string(&mut said).unwrap();
+    assert_eq!(said, "last words\n");
+    end(&mut direct);
+    // The kernel says late that a cgroup of version 1 has gone, whose OOM kills are watched.
+    until("no descriptor is left", || fd_count(shim) == open);
+    rig.remove("a");
+}
+
+#[test]
+fn execs_files_and_consoles_of_a_direct_container_go_through_the_shim() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    let stdout = fifo(&rig.dir, "out");
+    direct_container(&rig, &mut direct, "exec sleep 1000", &text(&stdout));
+    let other = fifo(&rig.dir, "other");
+    let mut request = exec_request("b", "e", &process_spec(&["sh", "-c", "echo said; exec sleep 1000"]));
+    request.stdout = text(&other);
+    direct.call::<Empty>("Exec", &request).unwrap();
+    let mut output = reader(&other);
+    direct.call::<api::PidResponse>("Start", &process("b", "e")).unwrap();
+    assert_eq!(read_to(&mut output, "\n"), "said\n");
+    assert!(stdout_of(&mut direct, "e").to_string_lossy().starts_with("pipe:"));
+    support::signal(&mut direct, "b", "", 9).unwrap();
+    assert_eq!(end(&mut direct), 137);
+    let log = format!("file://{}", rig.dir.join("b.log").display());
+    direct_container(&rig, &mut direct, "echo logged; exec sleep 1000", &log);
+    assert!(stdout_of(&mut direct, "").to_string_lossy().starts_with("pipe:"));
+    until("the line is in the file", || read_all(rig.dir.join("b.log")) == "logged\n");
+    support::signal(&mut direct, "b", "", 9).unwrap();
+    assert_eq!(end(&mut direct), 137);
+    rig.remove("a");
+}
+
 #[test]
 fn options_from_toml_set_the_spool() {
     let rig = Rig::new();

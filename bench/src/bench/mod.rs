@@ -7,9 +7,9 @@ mod memory;
 mod report;
 mod throughput;
 
-use crate::{Driver, DriverError};
+use crate::{Annotations, Driver, DriverError};
 pub use report::{Measure, Report, chart};
-use std::{path::PathBuf, rc::Rc, time::Instant};
+use std::{path::PathBuf, rc::Rc, str::FromStr, time::Instant};
 
 /// What can be measured.
 pub const SUBJECTS: [&str; 5] = ["latency", "memory", "throughput", "io", "containerd"];
@@ -24,8 +24,35 @@ pub struct Plan {
     pub shims: usize,
     /// Execs after which their memory is looked at again.
     pub execs: usize,
-    /// Labels and binaries.
-    pub binaries: Vec<(String, PathBuf)>,
+    /// What is measured.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A shim, and what its containers ask of it.
+pub struct Candidate {
+    /// Its name in the table.
+    pub label: String,
+    /// Its path.
+    pub binary: PathBuf,
+    /// The annotations of all its containers.
+    pub annotations: Annotations,
+}
+
+impl FromStr for Candidate {
+    type Err = DriverError;
+
+    /// `LABEL=SHIM[,ANNOTATION=VALUE...]`.
+    fn from_str(text: &str) -> Result<Self, DriverError> {
+        let pair = |text: &str| {
+            let bad = || DriverError(format!("{text:?} is not LABEL=SHIM[,ANNOTATION=VALUE...]"));
+            text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(bad)
+        };
+        let (first, rest) = text.split_once(',').unwrap_or((text, ""));
+        let (label, binary) = pair(first)?;
+        let annotations =
+            rest.split(',').filter(|word| !word.is_empty()).map(pair).collect::<Result<_, _>>()?;
+        Ok(Self { label, binary: binary.into(), annotations })
+    }
 }
 
 struct Subject<'a> {
@@ -37,11 +64,11 @@ struct Subject<'a> {
 
 /// Measures; prints the table as it comes. Call inside a tokio `LocalSet`.
 pub async fn run(plan: &Plan) -> Result<Report, DriverError> {
-    let mut report = Report::new(plan.binaries.iter().map(|(label, _)| label.clone()).collect());
+    let mut report = Report::new(plan.candidates.iter().map(|candidate| candidate.label.clone()).collect());
     report.print_head();
     let mut drivers = Vec::new();
-    for (label, binary) in &plan.binaries {
-        drivers.push(Driver::new(label, binary).await?);
+    for Candidate { label, binary, annotations } in &plan.candidates {
+        drivers.push(Driver::new(label, binary, annotations).await?);
     }
     let done = subjects(plan, &drivers, &mut report).await;
     drivers.iter().for_each(|driver| driver.tidy());

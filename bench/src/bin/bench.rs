@@ -1,6 +1,6 @@
-//! `bench [SUBJECT...] [--rounds N] [--shims N] [--execs N] [--json FILE] LABEL=SHIM...`: shim beside shim, taking turns. Subjects: latency, memory, throughput, io, containerd;
+//! `bench [SUBJECT...] [--rounds N] [--shims N] [--execs N] [--json FILE] LABEL=SHIM[,ANNOTATION=VALUE...]...`: shim beside shim, taking turns. Subjects: latency, memory, throughput, io, containerd;
 //! all of them if none is named. `bench --chart REPORT.json` prints an SVG of a report.
-//! CLEAT_BENCH_NATIVE=1: with native execs.
+//! Annotations are those of the shim's containers: `cleat-native=SHIM,io.containerd.cleat.native-exec=true`, `cleat-direct=SHIM,io.containerd.cleat.spool=direct`.
 
 use cleat_bench::{DriverError, bench};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ fn main() {
 fn run() -> Result<(), DriverError> {
     let failed = |e: &dyn std::fmt::Display| DriverError(e.to_string());
     let mut plan =
-        bench::Plan { subjects: Vec::new(), rounds: 20, shims: 20, execs: 1000, binaries: Vec::new() };
+        bench::Plan { subjects: Vec::new(), rounds: 20, shims: 20, execs: 1000, candidates: Vec::new() };
     let mut json = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -31,16 +31,14 @@ fn run() -> Result<(), DriverError> {
                 print!("{}", bench::chart(&report));
                 return Ok(());
             }
-            word => match word.split_once('=') {
-                Some((label, path)) => plan.binaries.push((label.to_owned(), PathBuf::from(path))),
-                None => plan.subjects.push(word.to_owned()),
-            },
+            word if word.contains('=') => plan.candidates.push(word.parse()?),
+            word => plan.subjects.push(word.to_owned()),
         }
     }
     if plan.subjects.is_empty() {
         plan.subjects = bench::SUBJECTS.map(str::to_owned).into();
     }
-    if plan.binaries.is_empty() {
+    if plan.candidates.is_empty() {
         return Err(DriverError("no shim: LABEL=SHIM...".to_owned()));
     }
     let runtime =

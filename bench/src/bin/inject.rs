@@ -3,7 +3,7 @@
 //! must be repeatable, and nothing may be left. Prints a line for each operation; ends with status 1 if anything was amiss.
 
 use cleat::protocol::{Any, Empty, task as api};
-use cleat_bench::{Client, Driver, DriverError, Pod, measure};
+use cleat_bench::{Annotations, Client, Driver, DriverError, Pod, measure};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -128,7 +128,7 @@ fn main() {
 }
 
 async fn run(shim: &Path, operation: Option<String>, call: Option<String>) -> Result<usize> {
-    let driver = Driver::new("inject", shim).await?;
+    let driver = Driver::new("inject", shim, &Annotations::new()).await?;
     let result = all(&driver, operation.as_deref(), call.as_deref()).await;
     let left = driver.leftovers_after(Duration::from_secs(10)).await;
     driver.tidy();

@@ -5,7 +5,7 @@
 //! some killed), two run lives: start, Create, Start, exit or kill, Delete, Shutdown, `delete`.
 
 use cleat::protocol::task as api;
-use cleat_bench::{Client, Driver, DriverError, Pod, Verdict, measure};
+use cleat_bench::{Annotations, Client, Driver, DriverError, Pod, Verdict, measure};
 use std::{
     cell::{Cell, RefCell},
     path::PathBuf,
@@ -90,7 +90,7 @@ impl Column {
 fn run(label: &str, shim: &std::path::Path, time: Duration) -> Column {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a loop");
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        let driver = Driver::new(label, shim).await.expect("a driver");
+        let driver = Driver::new(label, shim, &Annotations::new()).await.expect("a driver");
         let tally = Rc::new(Tally::default());
         if let Err(e) = soak(&driver, &tally, time).await {
             tally.fail(&e);

@@ -156,10 +156,14 @@ fn streams(own: &inspect::InspectResponse) -> Table {
             table.row([
                 label(container, process),
                 stream.name.clone(),
-                output::bytes(stream.bytes),
+                if stream.direct { "-".to_owned() } else { output::bytes(stream.bytes) },
                 output::bytes(stream.spooled_bytes),
                 output::bytes(stream.dropped_bytes),
-                if stream.ended { "ended" } else { "open" }.to_owned(),
+                format!(
+                    "{}{}",
+                    if stream.ended { "ended" } else { "open" },
+                    if stream.direct { ", direct" } else { "" }
+                ),
             ]);
         }
         if let Some(logger) = &process.logger {
@@ -213,7 +217,7 @@ fn as_json(shim: &Shim) -> Result<Value> {
             "exited_at": process.exit.and_then(|exit| exit.at).map(cleat::log::rfc3339),
             "streams": process.streams.iter().map(|stream| json!({
                 "name": stream.name, "bytes": stream.bytes, "spooled_bytes": stream.spooled_bytes,
-                "dropped_bytes": stream.dropped_bytes, "ended": stream.ended,
+                "dropped_bytes": stream.dropped_bytes, "ended": stream.ended, "direct": stream.direct,
             })).collect::<Vec<_>>(),
             "logger": process.logger.as_ref().map(|logger| json!({ "path": logger.path, "pid": logger.pid, "deaths": logger.deaths })),
         })
