@@ -61,7 +61,7 @@ fn add_cat(rig: &Rig, direct: &mut Direct, exec: &str) -> (std::path::PathBuf, s
     let stdin = fifo(&rig.dir, &format!("{exec}-in"));
     let stdout = fifo(&rig.dir, &format!("{exec}-out"));
     let mut request = support::exec_request("a", exec, &support::process_spec(&["cat"]));
-    (request.stdin, request.stdout) = (text(&stdin), text(&stdout));
+    (request.stdin, request.stdout, request.stderr) = (text(&stdin), text(&stdout), "/dev/null".into());
     direct.call::<Empty>("Exec", &request).unwrap();
     (stdin, reader(&stdout))
 }
@@ -243,7 +243,7 @@ fn scar_19_a_reader_that_goes_away_neither_ends_nor_harms_the_writer() {
     let stdout = fifo(&rig.dir, "out");
     let script = "trap 'echo p >> /pipe' PIPE; i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); done; echo done > /done";
     let mut request = support::exec_request("a", "e", &support::process_spec(&["sh", "-c", script]));
-    request.stdout = text(&stdout);
+    (request.stdout, request.stderr) = (text(&stdout), "/dev/null".into());
     direct.call::<Empty>("Exec", &request).unwrap();
     let mut first = reader(&stdout);
     direct.call::<api::PidResponse>("Start", &process("e")).unwrap();
@@ -277,7 +277,7 @@ fn scar_21_a_grandchild_that_keeps_stdout_open_delays_only_its_own_delete() {
     let stdout = fifo(&rig.dir, "out");
     let mut request =
         support::exec_request("a", "e", &support::process_spec(&["sh", "-c", "sleep 1000 & echo ok"]));
-    request.stdout = text(&stdout);
+    (request.stdout, request.stderr) = (text(&stdout), "/dev/null".into());
     direct.call::<Empty>("Exec", &request).unwrap();
     let _reader = reader(&stdout);
     direct.call::<api::PidResponse>("Start", &process("e")).unwrap();

@@ -178,8 +178,9 @@ fn a_reader_that_comes_and_goes_under_load_misses_no_byte() {
         }
     });
     assert_eq!(wait(&mut direct, "e"), 0);
-    delete(&mut direct, "e");
+    // What is left waits for the reader to come back, until Delete.
     let all = reading.join().unwrap();
+    delete(&mut direct, "e");
     let mut expected = 1..=LAST;
     assert!(all.lines().all(|line| line.parse().ok() == expected.next()));
     assert_eq!(expected.next(), None);
@@ -255,6 +256,7 @@ fn a_container_may_write_into_the_fifo_itself() {
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     let shim = rig.shim();
+    direct.state("a", "").unwrap();
     let open = fd_count(shim);
     let stdout = fifo(&rig.dir, "out");
     direct_container(&rig, &mut direct, &format!("seq 1 {LAST}; exit 7"), &text(&stdout));
@@ -290,7 +292,7 @@ fn a_container_may_write_into_the_fifo_itself() {
     assert_eq!(said, "last words\n");
     end(&mut direct);
     // The kernel says late that a cgroup of version 1 has gone, whose OOM kills are watched.
-    until("no descriptor is left", || fd_count(shim) == open);
+    until("no descriptor is left", || fd_count(shim) <= open);
     rig.remove("a");
 }
 

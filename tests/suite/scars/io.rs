@@ -62,7 +62,7 @@ fn scar_16_the_annotation_says_what_becomes_of_output_that_nobody_reads() {
         let stdout = fifo(&rig.dir, id);
         let mut request =
             support::exec_request(id, "e", &support::process_spec(&["sh", "-c", "seq 0 200000; exit 3"]));
-        request.stdout = text(&stdout);
+        (request.stdout, request.stderr) = (text(&stdout), "/dev/null".into());
         direct.call::<Empty>("Exec", &request).unwrap();
         let mut reader = reader(&stdout);
         let pid = direct.call::<api::PidResponse>("Start", &super::process(id, "e")).unwrap().pid;
@@ -410,6 +410,7 @@ fn scar_62_a_process_of_another_user_may_open_its_stdout_again() {
         id: "b".into(),
         bundle: bundle.to_str().unwrap().into(),
         stdout: text(&stdout),
+        stderr: "/dev/null".into(),
         options: Some(cleat::protocol::Any::pack(cleat::protocol::options::OPTIONS_URL, &options)),
         ..api::CreateTaskRequest::default()
     };

@@ -8,10 +8,13 @@ pub fn process(id: &str, exec: &str) -> api::ProcessRequest {
     api::ProcessRequest { id: id.into(), exec_id: exec.into() }
 }
 
-/// Adds an exec of a shell script; `change` may give it channels.
+/// Adds an exec of a shell script; `change` may give it channels. The Go shim wants both outputs or none.
 pub fn add(direct: &mut Direct, exec: &str, script: &str, change: impl FnOnce(&mut api::ExecProcessRequest)) {
     let mut request = exec_request("a", exec, &process_spec(&["sh", "-c", script]));
     change(&mut request);
+    if !request.stdout.starts_with("binary") && !request.stdout.is_empty() && request.stderr.is_empty() {
+        request.stderr = "/dev/null".into();
+    }
     direct.call::<Empty>("Exec", &request).unwrap();
 }
 
