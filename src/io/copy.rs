@@ -38,7 +38,7 @@ const BUDGET: usize = 1 << 20;
 /// fill the slots of the sink with crumbs.
 const FLOOD: usize = 16 << 10;
 /// What the pipe and the fifo of a flood are made to hold, if the kernel agrees. Pages count for the user's pipe-user-pages-soft (pipe(7)),
-/// so only floods get them, and at most [`MAX_WIDE`] copies of a shim.
+/// so only floods get them, and direct outputs, which nobody can tell from floods; at most [`MAX_WIDE`] copies of a shim.
 const WIDE: usize = 256 << 10;
 const MAX_WIDE: usize = 32;
 /// Small amounts that follow each other more quickly than two beats, so many times, are the beginning of a chatter: it is moved beat by beat.
@@ -181,8 +181,12 @@ impl Copy {
     /// Keeps a fifo open that the process itself writes into, for both directions: so neither a reader that goes ends or harms the process,
     /// nor does the process's end take along what nobody has read.
     pub(super) fn direct(name: &'static str, fifo: Rc<OwnedFd>) -> Rc<Self> {
-        let mut copy = Self::idle(name, Outlet::new(Sink::Stream(fifo)), OnWriteError::Drop, Policy::OFF);
+        let mut copy =
+            Self::idle(name, Outlet::new(Sink::Stream(Rc::clone(&fifo))), OnWriteError::Drop, Policy::OFF);
         copy.direct = true;
+        if copy.may_widen() {
+            let _ = fcntl_setpipe_size(&*fifo, WIDE);
+        }
         Rc::new(copy)
     }
 
@@ -466,12 +470,20 @@ impl Copy {
 
     /// Makes room for a flood in both pipes. What the kernel refuses stays as it is.
     fn widen(&self, source: &OwnedFd, sink: &OwnedFd) {
-        if self.can_splice.get() && !self.wide.get() && WIDENED.get() < MAX_WIDE {
-            self.wide.set(true);
-            WIDENED.set(WIDENED.get() + 1);
+        if self.can_splice.get() && self.may_widen() {
             let _ = fcntl_setpipe_size(source, WIDE);
             let _ = fcntl_setpipe_size(sink, WIDE);
         }
+    }
+
+    /// Whether this is one of the [`MAX_WIDE`], for the first time.
+    fn may_widen(&self) -> bool {
+        let may = !self.wide.get() && WIDENED.get() < MAX_WIDE;
+        if may {
+            self.wide.set(true);
+            WIDENED.set(WIDENED.get() + 1);
+        }
+        may
     }
 
     /// Writes until all is written or the sink is full. `None`: the sink is broken.
