@@ -218,8 +218,8 @@ fn scar_20_every_byte_of_every_size_through_a_slow_reader() {
         add(&mut direct, &exec, &format!("head -c {size} /dev/zero"), |request| {
             request.stdout = text(&stdout)
         });
-        start(&mut direct, &exec);
         let mut file = reader(&stdout);
+        start(&mut direct, &exec);
         let reading = std::thread::spawn(move || {
             let (mut all, mut chunk) = (0, vec![0; 100_000]);
             loop {
@@ -251,8 +251,8 @@ fn scar_20_a_consoles_last_words_are_whole_though_its_input_has_ended() {
             (request.stdin, request.stdout) = (text(&stdin), text(&stdout));
             request.terminal = true;
         });
-        start(&mut direct, &exec);
         let mut file = reader(&stdout);
+        start(&mut direct, &exec);
         let reading = std::thread::spawn(move || {
             let (mut all, mut chunk) = (Vec::new(), vec![0; 20_000]);
             loop {
@@ -281,8 +281,8 @@ fn scar_20_delete_waits_for_a_reader_that_reads() {
     let mut direct = rig.direct("a");
     let stdout = fifo(&rig.dir, "out");
     add(&mut direct, "e", "head -c 60000 /dev/zero", |request| request.stdout = text(&stdout));
-    start(&mut direct, "e");
     let mut file = reader(&stdout);
+    start(&mut direct, "e");
     let reading = std::thread::spawn(move || {
         let mut all = 0;
         for _ in 0..60 {
@@ -415,8 +415,8 @@ fn scar_62_a_process_of_another_user_may_open_its_stdout_again() {
         ..api::CreateTaskRequest::default()
     };
     let mut direct = rig.direct("a");
-    direct.call::<api::PidResponse>("Create", &request).unwrap();
     let mut file = reader(&stdout);
+    direct.call::<api::PidResponse>("Create", &request).unwrap();
     direct.call::<api::PidResponse>("Start", &process("b", "")).unwrap();
     let waited: api::WaitResponse = direct.call("Wait", &process("b", "")).unwrap();
     assert_eq!(waited.exit_status, 0);

@@ -322,6 +322,7 @@ fn scar_50_no_pty_master_is_left() {
     let shim = rig.shim();
     let mut direct = rig.direct("a");
     let stdout = support::fifo(&rig.dir, "out");
+    let _reader = super::reader(&stdout);
     for number in 0..40 {
         let exec = format!("e{number}");
         add(&mut direct, &exec, "tty", |request| {
