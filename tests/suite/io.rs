@@ -191,21 +191,26 @@ fn scar_23_a_console_has_the_size_that_was_set_before_the_start() {
 #[test]
 fn a_console_of_an_init_ends_with_it() {
     let rig = Rig::new();
-    // script(1) gives ctr the terminal that it wants.
-    let ctr = format!(
-        "{} -a {}/c.sock -n {} run --rm -t --runtime {CLEAT} {IMAGE} a sh -c 'tty; echo bye; exit 5'",
-        support::ctr_binary(),
-        rig.dir.display(),
-        rig.namespace
-    );
-    let output = std::process::Command::new("timeout")
-        .args(["60", "script", "-qec", &ctr, "/dev/null"])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("/dev/pts/0") && text.contains("bye"), "{text}");
-    assert_eq!(output.status.code(), Some(5));
+    let mut ctr = std::process::Command::new("timeout");
+    ctr.args(["60", &support::ctr_binary(), "-n", &rig.namespace, "-a"]).arg(rig.dir.join("c.sock"));
+    ctr.args([
+        "run",
+        "--rm",
+        "-t",
+        "--runtime",
+        CLEAT,
+        IMAGE,
+        "a",
+        "sh",
+        "-c",
+        "tty; echo bye; read go; exit 5",
+    ]);
+    let mut terminal = support::Terminal::spawn(ctr);
+    terminal.read_until("bye");
+    terminal.write(b"\n");
+    let (text, status) = terminal.end();
+    assert!(text.contains("/dev/pts/0"), "{text}");
+    assert_eq!(status.code(), Some(5));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `cleat`, the command for operators, on shims that live.
 
-use crate::support::{self, Place, Rig, alive, cli_binary, kill, read_all, shim_binary, until};
+use crate::support::{self, Place, Rig, Terminal, alive, cli_binary, kill, read_all, shim_binary, until};
 use cleat::protocol::{Empty, task as api};
 use serde_json::Value;
 use std::{
@@ -274,25 +274,11 @@ fn top_shows_what_is_used() {
     let refused = run(&["top", "--interval", "0"]);
     assert!(stderr(&refused).contains("at least 0.1"), "{}", stderr(&refused));
     // On a terminal: q ends it, and the screen is as before.
-    let mut script = Command::new("script");
-    script.args([
-        "-qec",
-        &format!("stty rows 40 cols 150; {} top --interval 0.3", cli_binary().display()),
-        "/dev/null",
-    ]);
-    let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut screen = child.stdout.take().unwrap();
-    let mut seen = Vec::new();
-    let mut buffer = [0; 4096];
-    while !String::from_utf8_lossy(&seen).contains("busy") {
-        let read = screen.read(&mut buffer).unwrap();
-        assert!(read > 0, "it ended: {}", String::from_utf8_lossy(&seen));
-        seen.extend_from_slice(&buffer[..read]);
-    }
-    child.stdin.as_ref().unwrap().write_all(b"mq").unwrap();
-    assert!(child.wait().unwrap().success());
-    screen.read_to_end(&mut seen).unwrap();
-    assert!(String::from_utf8_lossy(&seen).contains("\x1b[?1049l"), "the screen was not given back");
+    let mut screen = Terminal::sized(cleat(&["top", "--interval", "0.3"]), 150, 40);
+    screen.read_until("busy");
+    screen.write(b"mq");
+    let (seen, status) = screen.end();
+    assert!(status.success() && seen.contains("\x1b[?1049l"), "the screen was not given back");
     rig.remove("busy");
     rig.remove("idle");
 }
@@ -594,19 +580,8 @@ fn run_gives_a_bundle_its_streams_and_its_exit_status() {
 fn run_has_a_terminal() {
     let place = Place::new("tty");
     let bundle = bundle(&place, &["sh", "-c", "stty size; exit 4"], true);
-    let words = run_bundle(&place, "tty", &[], &bundle, &[]);
-    let words: Vec<String> = words.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-    let line = format!("stty rows 33 cols 99; {} {}", cli_binary().display(), words.join(" "));
-    let mut script = Command::new("script");
-    let path = format!("{}:{}", shim_binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
-    let output =
-        script.args(["-qec", &line, "/dev/null"]).env("PATH", path).stdin(Stdio::null()).output().unwrap();
-    assert_eq!(
-        (output.status.code(), stdout(&output).contains("33 99")),
-        (Some(4), true),
-        "{}",
-        stdout(&output)
-    );
+    let (text, status) = Terminal::sized(run_bundle(&place, "tty", &[], &bundle, &[]), 99, 33).end();
+    assert_eq!((status.code(), text.contains("33 99")), (Some(4), true), "{text}");
     let refused = run_bundle(&place, "none", &[], &bundle, &[]).output().unwrap();
     assert!(stderr(&refused).contains("--no-tty"), "{}", stderr(&refused));
 }

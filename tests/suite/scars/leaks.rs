@@ -1,7 +1,9 @@
 //! Leaks.
 
 use super::{add, delete, ends, process, signal, start, wait};
-use crate::support::{self, CLEAT, GROUP, IMAGE, Rig, alive, children, fd_count, kill, read_all, until};
+use crate::support::{
+    self, CLEAT, GROUP, IMAGE, Rig, Terminal, alive, children, ctr_binary, fd_count, kill, read_all, until,
+};
 use cleat::{
     protocol::{Empty, task as api},
     rpc::Code,
@@ -376,18 +378,14 @@ fn scar_51_consoles_need_no_tmp() {
 fn scar_52_an_interactive_exec_without_its_client_is_visible_and_can_be_ended() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
-    let command = format!(
-        "exec ctr -a {} -n {} task exec -t --exec-id lonely a sh",
-        rig.dir.join("c.sock").display(),
-        rig.namespace
-    );
-    let mut terminal = Command::new("script");
-    terminal.args(["-qec", &command, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
-    let mut client = terminal.spawn().unwrap();
+    let mut ctr = Command::new(ctr_binary());
+    ctr.args(["-n", &rig.namespace, "-a"]).arg(rig.dir.join("c.sock"));
+    ctr.args(["task", "exec", "-t", "--exec-id", "lonely", "a", "sh"]);
+    let client = Terminal::spawn(ctr);
     let mut direct = rig.direct("a");
     until("it runs", || direct.state("a", "lonely").is_ok_and(|s| s.status == api::Status::Running as i32));
-    kill(client.id(), libc::SIGKILL);
-    client.wait().unwrap();
+    kill(client.pid(), libc::SIGKILL);
+    client.end();
     kill(rig.shim(), libc::SIGUSR1);
     until("it is in the dump", || rig.log().contains("exec lonely phase=Running"));
     signal(&mut direct, "a", "lonely", 9).unwrap();
@@ -402,18 +400,18 @@ fn scar_74_a_console_under_load_leaves_no_shim() {
     let rig = Rig::new();
     for number in 0..4 {
         let id = format!("a{number}");
-        let command = format!(
-            "exec ctr -a {} -n {} run --rm -t --runtime {CLEAT} --annotation {GROUP}={id} {IMAGE} {id} sh -c 'seq 1 30000'",
-            rig.dir.join("c.sock").display(),
-            rig.namespace
-        );
-        let output = Command::new("timeout")
-            .args(["60", "script", "-qec", &command, "/dev/null"])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(text.contains("30000"), "{} bytes: …{}", text.len(), &text[text.len().saturating_sub(60)..]);
+        let group = format!("{GROUP}={id}");
+        let mut ctr = Command::new("timeout");
+        ctr.args(["60", &ctr_binary(), "-n", &rig.namespace, "-a"]).arg(rig.dir.join("c.sock"));
+        ctr.args(["run", "--rm", "-t", "--runtime", CLEAT, "--annotation", &group, IMAGE, &id]);
+        ctr.args(["sh", "-c", "seq 1 30000; read go"]);
+        let mut terminal = Terminal::spawn(ctr);
+        terminal.read_until("\n30000\r");
+        terminal.write(b"\n");
+        let (text, status) = terminal.end();
+        assert!(status.success(), "{status}");
+        let numbers = text.split_whitespace().map(str::parse);
+        assert!(numbers.eq((1..=30_000).map(Ok::<i32, _>)), "{} bytes", text.len());
     }
     until("no shim is left", || rig.shims().is_empty());
     assert!(children(rig.containerd_pid()).iter().all(|(_, state)| *state != 'Z'));

@@ -5,6 +5,7 @@ mod direct;
 mod events;
 mod place;
 mod process;
+mod terminal;
 
 pub use calls::{add, bundle_beside, delete, ends, process, reader, script, signal, start, text, wait};
 pub use direct::{Direct, exec_request, fifo, process_spec};
@@ -13,6 +14,7 @@ pub use place::{Place, feed};
 pub use process::{
     alive, all as all_pids, children, cmdline, fd_count, kill, process_state, read_all, until,
 };
+pub use terminal::Terminal;
 
 use std::{
     collections::BTreeSet,
