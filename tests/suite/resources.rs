@@ -512,8 +512,7 @@ fn scar_61_a_container_is_saved_and_restored() {
     let rig = Rig::new();
     let events = rig.events();
     let count = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done";
-    // Debian's criu cannot save a network namespace on every kernel (a dump of links: EINVAL on 6.1.192); a pod's is not the container's own.
-    let flags = ["--runtime", CLEAT, "--net-host"];
+    let flags = ["--runtime", CLEAT];
     rig.run_with(&flags, "a", &["sh", "-c", count]);
     let counted =
         |id: &str| read_all(format!("/proc/{}/root/count", rig.init(id))).trim().parse::<u64>().unwrap_or(0);
