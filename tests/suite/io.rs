@@ -5,6 +5,7 @@ use cleat::protocol::{Empty, task as api};
 use std::{
     fs::OpenOptions,
     io::{Read, Write},
+    path::Path,
     process::Stdio,
 };
 
@@ -127,15 +128,44 @@ fn scar_22_cat_ends_after_close_io_in_every_order() {
 fn the_last_bytes_arrive_before_delete_returns() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
-    for (i, size) in [1usize, 65_536, 65_537, 3_000_000].into_iter().enumerate() {
-        let script = format!("head -c {size} /dev/zero");
-        let output = rig.try_ctr(["task", "exec", "--exec-id", &format!("e{i}"), "a", "sh", "-c", &script]);
-        assert_eq!(output.stdout.len(), size);
+    let mut direct = rig.direct("a");
+    for (number, size) in [1usize, 65_536, 65_537, 3_000_000].into_iter().enumerate() {
+        let words = ["head", "-c", &size.to_string(), "/dev/zero"];
+        let stdout = fifo(&rig.dir, &format!("out{number}"));
+        let exec = format!("e{number}");
+        let mut request = support::exec_request("a", &exec, &support::process_spec(&words));
+        (request.stdout, request.stderr) = (text(&stdout), "/dev/null".into());
+        direct.call::<Empty>("Exec", &request).unwrap();
+        assert_eq!(bytes_until_deleted(&mut direct, &stdout, &support::process("a", &exec)), size);
+
+        let bundle = support::bundle_beside(&rig, |config| {
+            config["process"]["args"] = serde_json::json!(words);
+        });
+        let stdout = fifo(&rig.dir, &format!("out-of-init{number}"));
+        let request = api::CreateTaskRequest {
+            id: "b".into(),
+            bundle: text(&bundle),
+            stdout: text(&stdout),
+            stderr: "/dev/null".into(),
+            ..api::CreateTaskRequest::default()
+        };
+        direct.call::<api::PidResponse>("Create", &request).unwrap();
+        assert_eq!(bytes_until_deleted(&mut direct, &stdout, &support::process("b", "")), size);
     }
-    let output =
-        rig.try_ctr(["run", "--rm", "--runtime", CLEAT, IMAGE, "b", "head", "-c", "3000001", "/dev/zero"]);
-    assert_eq!(output.stdout.len(), 3_000_001);
     rig.remove("a");
+}
+
+/// Starts a process, waits for its end and deletes it: the bytes that came out of its fifo.
+fn bytes_until_deleted(direct: &mut Direct, stdout: &Path, process: &api::ProcessRequest) -> usize {
+    let mut file = reader(stdout);
+    let mut all = Vec::new();
+    std::thread::scope(|scope| {
+        direct.call::<api::PidResponse>("Start", process).unwrap();
+        let reading = scope.spawn(|| file.read_to_end(&mut all).unwrap());
+        direct.call::<api::WaitResponse>("Wait", process).unwrap();
+        direct.call::<api::DeleteResponse>("Delete", process).unwrap();
+        reading.join().unwrap()
+    })
 }
 
 // moby#35407, kata #6248. Defence: `ProcessIo::size`, `with_console_size`.
