@@ -1,6 +1,6 @@
 //! stdin, stdout, stderr and consoles: every byte, and the end.
 
-use crate::support::{self, CLEAT, Direct, IMAGE, Rig, fifo, read_all, reader, text};
+use crate::support::{self, CLEAT, Direct, Rig, Terminal, fifo, read_all, reader, text};
 use cleat::protocol::{Empty, task as api};
 use std::{
     fs::OpenOptions,
@@ -43,8 +43,7 @@ fn stdin_of_an_exec_reaches_its_end() {
 #[test]
 fn stdin_of_an_init_reaches_its_end() {
     let rig = Rig::new();
-    let mut command =
-        rig.ctr_command(["run", "--rm", "--runtime", CLEAT, IMAGE, "a", "sh", "-c", "cat | wc -c"]);
+    let mut command = rig.foreground(&["--runtime", CLEAT], "a", &["sh", "-c", "cat | wc -c"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let writer = std::thread::spawn(move || {
@@ -129,7 +128,7 @@ fn the_last_bytes_arrive_before_delete_returns() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
-    for (number, size) in [1usize, 65_536, 65_537, 3_000_000].into_iter().enumerate() {
+    for (number, size) in [1usize, 65_536, 65_537, 3_000_000, 3_000_001].into_iter().enumerate() {
         let words = ["head", "-c", &size.to_string(), "/dev/zero"];
         let stdout = fifo(&rig.dir, &format!("out{number}"));
         let exec = format!("e{number}");
@@ -221,25 +220,13 @@ fn scar_23_a_console_has_the_size_that_was_set_before_the_start() {
 #[test]
 fn a_console_of_an_init_ends_with_it() {
     let rig = Rig::new();
-    let mut ctr = std::process::Command::new("timeout");
-    ctr.args(["60", &support::ctr_binary(), "-n", &rig.namespace, "-a"]).arg(rig.dir.join("c.sock"));
-    ctr.args([
-        "run",
-        "--rm",
-        "-t",
-        "--runtime",
-        CLEAT,
-        IMAGE,
-        "a",
-        "sh",
-        "-c",
-        "tty; echo bye; read go; exit 5",
-    ]);
-    let mut terminal = support::Terminal::spawn(ctr);
+    let script = "tty; echo bye; read go; exit 5";
+    let mut terminal =
+        Terminal::spawn(rig.foreground(&["-t", "--runtime", CLEAT], "a", &["sh", "-c", script]));
     terminal.read_until("bye");
     terminal.write(b"\n");
     let (text, status) = terminal.end();
-    assert!(text.contains("/dev/pts/0"), "{text}");
+    assert!(text.contains("/dev/pts/0") && text.contains("bye"), "{text}");
     assert_eq!(status.code(), Some(5));
 }
 

@@ -52,17 +52,8 @@ fn twenty_containers_of_a_group_share_a_shim() {
 #[test]
 fn output_and_exit_status_of_a_foreground_run() {
     let rig = Rig::new();
-    let output = rig.try_ctr([
-        "run",
-        "--rm",
-        "--runtime",
-        CLEAT,
-        IMAGE,
-        "a",
-        "sh",
-        "-c",
-        "echo out; echo err >&2; exit 7",
-    ]);
+    let script = "echo out; echo err >&2; exit 7";
+    let output = rig.foreground(&["--runtime", CLEAT], "a", &["sh", "-c", script]).output().unwrap();
     assert_eq!(output.status.code(), Some(7));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n");
     // ctr 2.3 has something to say about cgroup v1 first.

@@ -209,6 +209,11 @@ impl Rig {
         self.ctr([&["run", "-d", "--null-io"], flags, &[IMAGE, id], command].concat());
     }
 
+    /// `ctr run --rm` with further flags, to be run; it has the container's outputs and exit status.
+    pub fn foreground(&self, flags: &[&str], id: &str, command: &[&str]) -> Command {
+        self.ctr_command([&["run", "--rm"], flags, &[IMAGE, id], command].concat())
+    }
+
     /// `ctr run -d` into a group.
     pub fn run_in_group(&self, group: &str, id: &str, command: &[&str]) {
         let annotation = format!("{GROUP}={group}");
