@@ -271,6 +271,9 @@ impl Shim {
     /// everything is undone.
     pub async fn create(self: &Rc<Self>, request: Create) -> Result<u32, ShimError> {
         let reservation = self.reserve(&request.id)?;
+        if request.checkpoint.is_none() {
+            self.runtimes.expect_birth();
+        }
         let traits = request.bundle.traits()?;
         let manner = Manner {
             pid_namespace: match traits.has_private_pid_namespace {
@@ -604,6 +607,7 @@ impl Shim {
             drop(birth);
             return adopted;
         }
+        self.runtimes.expect_birth();
         let spec_name = format!("{exec}.process.json");
         let pid_name = format!("{exec}.pid");
         match io.size() {

@@ -60,6 +60,12 @@ pub(crate) fn handlers(document: &DocumentMut) -> Vec<(String, String)> {
     runtimes.map(|runtimes| runtimes.iter().map(handler).collect()).unwrap_or_default()
 }
 
+/// The default handler, if none of this name is configured: the CRI plugin does not start then.
+pub(crate) fn missing_default(dump: &DocumentMut) -> Option<String> {
+    let default = cri(dump)?.get("default_runtime_name")?.as_str()?;
+    (!handlers(dump).iter().any(|(name, _)| name == default)).then(|| default.to_owned())
+}
+
 /// A table below a table, made where it is missing.
 pub(crate) fn descend<'a>(table: &'a mut Table, name: &str) -> Result<&'a mut Table> {
     let item = table.entry(name).or_insert_with(|| {

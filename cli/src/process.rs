@@ -63,6 +63,17 @@ pub fn work(pid: u32) -> (f64, u64) {
     (cpu_seconds(pid).max(seconds), switches)
 }
 
+/// CPU seconds that the whole machine has worked since boot (proc_stat(5): without idle, iowait, steal and the guests' part, which is counted twice).
+pub fn machine_work() -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let words = text.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let work = |(at, word): (usize, &str)| match at {
+        3 | 4 | 7.. => None,
+        _ => word.parse::<f64>().ok(),
+    };
+    words.enumerate().filter_map(work).sum::<f64>() / 100.0
+}
+
 /// Its parent's pid.
 pub fn parent(pid: u32) -> Option<u32> {
     stat(pid, 4)?.parse().ok()

@@ -3,58 +3,63 @@
 
 use super::{
     Cgroup,
-    files::{number, pairs, rdma, text},
+    files::{Files, pairs, rdma},
 };
 use crate::{
+    bundle::read_bounded,
     protocol::stats_v1::{
         BlkioEntry, BlkioStat, CpuStat, CpuUsage, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat,
         Metrics, PidsStat, Throttle,
     },
     sys::process::clock_ticks,
 };
-use std::{collections::HashMap, path::Path};
+use std::{cell::LazyCell, collections::HashMap, path::Path};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Reads all figures; what the kernel does not offer is left out.
 pub(super) fn metrics(cgroup: &Cgroup) -> Metrics {
     let directory = |controller| cgroup.directory(controller);
+    let files = |controller| directory(controller).map(Files::of);
+    let memory_files = files("memory");
     Metrics {
         hugetlb: directory("hugetlb").map(hugetlb).unwrap_or_default(),
-        pids: directory("pids").and_then(pids),
+        pids: files("pids").as_ref().and_then(pids),
         cpu: Some(CpuStat {
-            usage: Some(directory("cpuacct").map(cpu_usage).unwrap_or_default()),
-            throttling: Some(directory("cpu").map(throttling).unwrap_or_default()),
+            usage: Some(files("cpuacct").as_ref().map(cpu_usage).unwrap_or_default()),
+            throttling: Some(files("cpu").as_ref().map(throttling).unwrap_or_default()),
         }),
-        memory: directory("memory").and_then(memory),
-        blkio: directory("blkio").map(blkio),
-        rdma: directory("rdma").filter(|directory| directory.join("rdma.current").exists()).map(rdma),
-        memory_oom_control: directory("memory").and_then(oom_control),
+        memory: memory_files.as_ref().and_then(memory),
+        blkio: files("blkio").as_ref().map(blkio),
+        rdma: files("rdma").filter(|files| files.text("rdma.current").is_some()).as_ref().map(rdma),
+        memory_oom_control: memory_files.as_ref().and_then(oom_control),
     }
 }
 
-fn pids(directory: &Path) -> Option<PidsStat> {
+fn pids(files: &Files) -> Option<PidsStat> {
     Some(PidsStat {
-        current: number(directory, "pids.current")?,
-        limit: number(directory, "pids.max").filter(|limit| *limit != u64::MAX).unwrap_or(0),
+        current: files.number("pids.current")?,
+        limit: files.number("pids.max").filter(|limit| *limit != u64::MAX).unwrap_or(0),
     })
 }
 
-fn cpu_usage(directory: &Path) -> CpuUsage {
-    let stat = pairs(directory, "cpuacct.stat").unwrap_or_default();
+fn cpu_usage(files: &Files) -> CpuUsage {
+    let figures = files.text("cpuacct.stat").unwrap_or_default();
+    let stat = pairs(&figures);
     let nanoseconds =
         |key: &str| stat.get(key).copied().unwrap_or(0).saturating_mul(NANOSECONDS) / clock_ticks();
-    let per_cpu = text(directory, "cpuacct.usage_percpu").unwrap_or_default();
+    let per_cpu = files.text("cpuacct.usage_percpu").unwrap_or_default();
     CpuUsage {
-        total: number(directory, "cpuacct.usage").unwrap_or(0),
+        total: files.number("cpuacct.usage").unwrap_or(0),
         kernel: nanoseconds("system"),
         user: nanoseconds("user"),
         per_cpu: per_cpu.split_whitespace().filter_map(|word| word.parse().ok()).collect(),
     }
 }
 
-fn throttling(directory: &Path) -> Throttle {
-    let stat = pairs(directory, "cpu.stat").unwrap_or_default();
+fn throttling(files: &Files) -> Throttle {
+    let figures = files.text("cpu.stat").unwrap_or_default();
+    let stat = pairs(&figures);
     let get = |key: &str| stat.get(key).copied().unwrap_or(0);
     Throttle {
         periods: get("nr_periods"),
@@ -63,11 +68,12 @@ fn throttling(directory: &Path) -> Throttle {
     }
 }
 
-fn memory(directory: &Path) -> Option<MemoryStat> {
-    let stat = pairs(directory, "memory.stat")?;
+fn memory(files: &Files) -> Option<MemoryStat> {
+    let figures = files.text("memory.stat")?;
+    let stat = pairs(&figures);
     let get = |key: &str| stat.get(key).copied().unwrap_or(0);
     let entry = |prefix: &str| {
-        let get = |name: &str| number(directory, &format!("{prefix}.{name}"));
+        let get = |name: &str| files.number(&format!("{prefix}.{name}"));
         Some(MemoryEntry {
             usage: get("usage_in_bytes")?,
             limit: get("limit_in_bytes").unwrap_or(0),
@@ -115,8 +121,9 @@ fn memory(directory: &Path) -> Option<MemoryStat> {
     })
 }
 
-fn oom_control(directory: &Path) -> Option<MemoryOomControl> {
-    let stat = pairs(directory, "memory.oom_control")?;
+fn oom_control(files: &Files) -> Option<MemoryOomControl> {
+    let figures = files.text("memory.oom_control")?;
+    let stat = pairs(&figures);
     let get = |key: &str| stat.get(key).copied().unwrap_or(0);
     Some(MemoryOomControl {
         oom_kill_disable: get("oom_kill_disable"),
@@ -136,7 +143,8 @@ fn hugetlb(directory: &Path) -> Vec<HugetlbStat> {
         })
         .collect();
     sizes.sort();
-    let get = |size: &str, name: &str| number(directory, &format!("hugetlb.{size}.{name}")).unwrap_or(0);
+    let files = Files::of(directory);
+    let get = |size: &str, name: &str| files.number(&format!("hugetlb.{size}.{name}")).unwrap_or(0);
     sizes
         .into_iter()
         .map(|pagesize| HugetlbStat {
@@ -149,11 +157,12 @@ fn hugetlb(directory: &Path) -> Vec<HugetlbStat> {
 }
 
 /// From the CFQ scheduler's files where the kernel has them (before 5.0) and they say something, else from the throttle's.
-fn blkio(directory: &Path) -> BlkioStat {
-    let devices = devices();
+fn blkio(files: &Files) -> BlkioStat {
+    let devices = LazyCell::new(devices);
+    let name_of = |number: (u64, u64)| devices.get(&number).cloned().unwrap_or_default();
     let entries = |name: &str| -> Vec<BlkioEntry> {
-        let Some(text) = text(directory, &format!("blkio.{name}")) else { return Vec::new() };
-        text.lines().filter_map(|line| blkio_entry(line, &devices)).collect()
+        let Some(text) = files.text(&format!("blkio.{name}")) else { return Vec::new() };
+        text.lines().filter_map(|line| blkio_entry(line, &name_of)).collect()
     };
     let cfq = BlkioStat {
         io_service_bytes_recursive: entries("io_service_bytes_recursive"),
@@ -176,18 +185,24 @@ fn blkio(directory: &Path) -> BlkioStat {
 }
 
 /// `MAJOR:MINOR OPERATION VALUE`, or without an operation; the line of the total has no device.
-fn blkio_entry(line: &str, devices: &HashMap<(u64, u64), String>) -> Option<BlkioEntry> {
+fn blkio_entry(line: &str, name_of: &impl Fn((u64, u64)) -> String) -> Option<BlkioEntry> {
     let mut words = line.split([' ', ':']).filter(|word| !word.is_empty());
     let major = words.next()?.parse().ok()?;
     let minor = words.next()?.parse().ok()?;
     let first = words.next()?;
     let (op, value) = words.next().map_or(("", first), |value| (first, value));
-    let device = devices.get(&(major, minor)).cloned().unwrap_or_default();
-    Some(BlkioEntry { op: op.to_owned(), device, major, minor, value: value.parse().ok()? })
+    Some(BlkioEntry {
+        op: op.to_owned(),
+        device: name_of((major, minor)),
+        major,
+        minor,
+        value: value.parse().ok()?,
+    })
 }
 
 fn devices() -> HashMap<(u64, u64), String> {
-    let text = text(Path::new("/proc"), "partitions").unwrap_or_default();
+    let text = read_bounded(Path::new("/proc/partitions"), 1 << 20).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let device = |line: &str| {
         let mut words = line.split_whitespace();
         let number = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);

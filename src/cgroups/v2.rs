@@ -1,28 +1,30 @@
 //! Figures of cgroup v2, every field that containerd/cgroups fills (`cgroup2/manager.go`, `cgroup2/utils.go`).
 //! Kernel documentation: admin-guide/cgroup-v2.rst.
 
-use super::files::{number, pairs, rdma, text};
+use super::files::{Files, pairs, rdma};
 use crate::protocol::stats_v2::{
     CpuStat, HugetlbStat, IoEntry, IoStat, MemoryEvents, MemoryStat, Metrics, PidsStat, PsiData, PsiStats,
 };
-use std::path::Path;
+use std::{path::Path, sync::OnceLock};
 
 /// Reads all figures; what the kernel does not offer is zero or left out. `max` is the largest number, as upstream has it.
 pub(super) fn metrics(directory: &Path) -> Metrics {
-    let file = |name: &str| number(directory, name).unwrap_or(0);
+    let files = &Files::of(directory);
+    let file = |name: &str| files.number(name).unwrap_or(0);
     Metrics {
         pids: Some(PidsStat { current: file("pids.current"), limit: file("pids.max") }),
-        cpu: Some(cpu(directory)),
-        memory: Some(memory(directory)),
-        rdma: Some(rdma(directory)),
-        io: Some(IoStat { usage: io(directory), psi: pressure(directory, "io.pressure") }),
-        hugetlb: hugetlb(directory),
-        memory_events: memory_events(directory),
+        cpu: Some(cpu(files)),
+        memory: Some(memory(files)),
+        rdma: Some(rdma(files)),
+        io: Some(IoStat { usage: io(files), psi: pressure(files, "io.pressure") }),
+        hugetlb: hugetlb(files),
+        memory_events: memory_events(files),
     }
 }
 
-fn cpu(directory: &Path) -> CpuStat {
-    let Some(stat) = pairs(directory, "cpu.stat") else { return CpuStat::default() };
+fn cpu(files: &Files) -> CpuStat {
+    let Some(figures) = files.text("cpu.stat") else { return CpuStat::default() };
+    let stat = pairs(&figures);
     let get = |key: &str| stat.get(key).copied().unwrap_or(0);
     CpuStat {
         usage_usec: get("usage_usec"),
@@ -31,16 +33,17 @@ fn cpu(directory: &Path) -> CpuStat {
         nr_periods: get("nr_periods"),
         nr_throttled: get("nr_throttled"),
         throttled_usec: get("throttled_usec"),
-        psi: pressure(directory, "cpu.pressure"),
+        psi: pressure(files, "cpu.pressure"),
         nr_bursts: get("nr_bursts"),
         burst_usec: get("burst_usec"),
     }
 }
 
-fn memory(directory: &Path) -> MemoryStat {
-    let Some(stat) = pairs(directory, "memory.stat") else { return MemoryStat::default() };
+fn memory(files: &Files) -> MemoryStat {
+    let Some(figures) = files.text("memory.stat") else { return MemoryStat::default() };
+    let stat = pairs(&figures);
     let get = |key: &str| stat.get(key).copied().unwrap_or(0);
-    let file = |name: &str| number(directory, name).unwrap_or(0);
+    let file = |name: &str| files.number(name).unwrap_or(0);
     MemoryStat {
         anon: get("anon"),
         file: get("file"),
@@ -83,12 +86,13 @@ fn memory(directory: &Path) -> MemoryStat {
         swap_limit: file("memory.swap.max"),
         max_usage: file("memory.peak"),
         swap_max_usage: file("memory.swap.peak"),
-        psi: pressure(directory, "memory.pressure"),
+        psi: pressure(files, "memory.pressure"),
     }
 }
 
-fn memory_events(directory: &Path) -> Option<MemoryEvents> {
-    let stat = pairs(directory, "memory.events")?;
+fn memory_events(files: &Files) -> Option<MemoryEvents> {
+    let figures = files.text("memory.events")?;
+    let stat = pairs(&figures);
     let get = |key: &str| stat.get(key).copied().unwrap_or(0);
     Some(MemoryEvents {
         low: get("low"),
@@ -101,8 +105,8 @@ fn memory_events(directory: &Path) -> Option<MemoryEvents> {
 }
 
 /// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same with `full`. `None` where the kernel keeps no pressure (psi=0).
-fn pressure(directory: &Path, file: &str) -> Option<PsiStats> {
-    let text = text(directory, file)?;
+fn pressure(files: &Files, file: &str) -> Option<PsiStats> {
+    let text = files.text(file)?;
     let line = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
         let mut data = PsiData::default();
@@ -121,7 +125,7 @@ fn pressure(directory: &Path, file: &str) -> Option<PsiStats> {
 }
 
 /// `MAJOR:MINOR rbytes=… wbytes=… rios=… wios=… dbytes=…`; a device without figures is left out.
-fn io(directory: &Path) -> Vec<IoEntry> {
+fn io(files: &Files) -> Vec<IoEntry> {
     let entry = |line: &str| {
         let (device, figures) = line.split_once(' ')?;
         let (major, minor) = device.split_once(':')?;
@@ -139,33 +143,41 @@ fn io(directory: &Path) -> Vec<IoEntry> {
         }
         Some(entry)
     };
-    text(directory, "io.stat").map_or_else(Vec::new, |text| text.lines().filter_map(entry).collect())
+    files.text("io.stat").map_or_else(Vec::new, |text| text.lines().filter_map(entry).collect())
 }
 
 /// One entry a page size that the kernel has, whether the controller is on or not.
-fn hugetlb(directory: &Path) -> Vec<HugetlbStat> {
-    let Ok(entries) = std::fs::read_dir("/sys/kernel/mm/hugepages") else { return Vec::new() };
-    let kib = |entry: std::fs::DirEntry| {
-        entry.file_name().to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok()
-    };
-    let mut sizes: Vec<u64> = entries.flatten().filter_map(kib).collect();
-    sizes.sort_unstable();
+fn hugetlb(files: &Files) -> Vec<HugetlbStat> {
     let stat = |kib: u64| {
         let pagesize = match kib {
             _ if kib >= 1 << 20 => format!("{}GB", kib >> 20),
             _ if kib >= 1 << 10 => format!("{}MB", kib >> 10),
             _ => format!("{kib}KB"),
         };
-        let file = |name: &str| number(directory, &format!("hugetlb.{pagesize}.{name}")).unwrap_or(0);
-        let events = pairs(directory, &format!("hugetlb.{pagesize}.events"));
+        let file = |name: &str| files.number(&format!("hugetlb.{pagesize}.{name}")).unwrap_or(0);
+        let events = files.text(&format!("hugetlb.{pagesize}.events"));
         HugetlbStat {
             current: file("current"),
             max: file("max"),
-            failcnt: events.and_then(|events| events.get("max").copied()).unwrap_or(0),
+            failcnt: events.and_then(|events| pairs(&events).get("max").copied()).unwrap_or(0),
             pagesize,
         }
     };
-    sizes.into_iter().map(stat).collect()
+    page_sizes().iter().copied().map(stat).collect()
+}
+
+/// Sizes of huge pages in KiB. They do not change while the kernel runs.
+fn page_sizes() -> &'static [u64] {
+    static SIZES: OnceLock<Vec<u64>> = OnceLock::new();
+    SIZES.get_or_init(|| {
+        let Ok(entries) = std::fs::read_dir("/sys/kernel/mm/hugepages") else { return Vec::new() };
+        let kib = |entry: std::fs::DirEntry| {
+            entry.file_name().to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok()
+        };
+        let mut sizes: Vec<u64> = entries.flatten().filter_map(kib).collect();
+        sizes.sort_unstable();
+        sizes
+    })
 }
 
 #[cfg(test)]

@@ -76,6 +76,11 @@ impl Reaper {
         self.births.begin()
     }
 
+    /// How many births go on.
+    pub fn births(&self) -> usize {
+        self.births.count()
+    }
+
     /// Watches a container's process. It may be dead already; it must not have been reaped.
     pub fn watch_process(&self, pid: u32, key: ProcessKey) -> io::Result<()> {
         let pidfd = match process::pidfd(pid) {

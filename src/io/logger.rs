@@ -114,7 +114,7 @@ impl Logger {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let pid = sys::spawn::daemon(&mut command, vec![out.try_clone()?, err.try_clone()?, says_ready])?;
+        let pid = sys::spawn::lasting(&mut command, vec![out.try_clone()?, err.try_clone()?, says_ready])?;
         self.pid.set(pid);
         Ok((ready, self.reaper.watch_lasting_child(pid)))
     }

@@ -24,8 +24,6 @@ pub struct Runtimes<'a> {
 pub struct Plan {
     /// Directories of cgroups to join.
     pub cgroups: Vec<PathBuf>,
-    /// There is one, of cgroup v2.
-    pub is_unified: bool,
     /// Session keyring to join.
     pub keyring: Option<String>,
     /// oom_score_adj; `None`: as the shim's.
@@ -259,7 +257,6 @@ pub fn decide(
     let capabilities = spec.capabilities.or(init.capabilities);
     Ok(Plan {
         cgroups: cgroup.map(Cgroup::directories).unwrap_or_default(),
-        is_unified: matches!(cgroup, Some(Cgroup::V2(_))),
         keyring: (!runtimes.no_new_keyring).then(|| format!("_ses.{id}")),
         oom_score_adj: init.oom_score_adj,
         rlimits: spec.rlimits.iter().map(rlimit).collect::<Result<_, _>>()?,

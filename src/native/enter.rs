@@ -87,19 +87,24 @@ fn enter_container(report: &mut File) -> Result<Side, Failed> {
     }
 }
 
-/// On v1 the helper moves; on v2 the process is to be born into the cgroup that is returned.
+/// In v1 hierarchies the helper moves; into a v2 cgroup, which is returned, the process is to be born. Neither waits for an RCU grace period, some
+/// 10 ms, as a move by `cgroup.procs` does: a thread may move itself without (kernel/cgroup/cgroup.c, cgroup_procs_write_start; Linux 5.5), and
+/// the helper has one.
 fn join_cgroups(plan: &Plan) -> Result<Option<OwnedFd>, Failed> {
-    if plan.is_unified {
-        let [directory] = plan.cgroups.as_slice() else { return Err("more than one cgroup".to_owned()) };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(directory, flags, Mode::empty());
-        return opened.map(Some).map_err(|e| failed("open the cgroup")(e.into()));
-    }
+    let mut unified = None;
     for directory in &plan.cgroups {
-        // 0: whoever writes it.
-        std::fs::write(directory.join("cgroup.procs"), "0").map_err(failed("join the cgroup"))?;
+        match std::fs::OpenOptions::new().write(true).open(directory.join("tasks")) {
+            // 0: whoever writes it.
+            Ok(mut tasks) => tasks.write_all(b"0").map_err(failed("join the cgroup"))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let opened = rustix::fs::open(directory, flags, Mode::empty());
+                unified = Some(opened.map_err(|e| failed("open the cgroup")(e.into()))?);
+            }
+            Err(e) => return Err(failed("join the cgroup")(e)),
+        }
     }
-    Ok(None)
+    Ok(unified)
 }
 
 fn read_plan(plan: OwnedFd) -> Result<Plan, Failed> {

@@ -1,6 +1,6 @@
 //! One call of the runtime: spawned, awaited, killed at its deadline.
 
-use super::{Failure, Runtime};
+use super::{Failure, Runtime, ahead::Ahead};
 use crate::{
     exits::{BirthGuard, Reaper},
     id::Id,
@@ -64,15 +64,24 @@ impl CallStdio {
 }
 
 /// Calls runtimes on behalf of the shim.
-#[derive(Clone)]
 pub struct Caller {
     reaper: Rc<Reaper>,
+    ahead: Ahead,
 }
 
 impl Caller {
     /// Children of these calls are reaped by `reaper`.
     pub fn new(reaper: Rc<Reaper>) -> Self {
-        Self { reaper }
+        Self { reaper, ahead: Ahead::default() }
+    }
+
+    /// To be called as soon as it is known that a `create` or an `exec` is to come.
+    pub fn expect_birth(&self) {
+        if self.reaper.births() == 0
+            && let Some(pid) = self.ahead.begin()
+        {
+            drop(self.reaper.watch_child(pid));
+        }
     }
 
     /// `create`. The guard of the birth is returned as well: hold it until the new process is watched.
@@ -109,7 +118,9 @@ impl Caller {
         command.args(words).arg("--bundle").arg(&runtime.bundle).args(arguments).arg(id.as_str());
         let birth = self.reaper.birth();
         let log = runtime.bundle.join("log.json");
-        (self.run(command, log, stdio, LONG, None).await, birth)
+        let result = self.run(command, log, stdio, LONG, None).await;
+        self.ahead.moved();
+        (result, birth)
     }
 
     /// `checkpoint`: takes as long as writing the container's memory does.
@@ -136,6 +147,7 @@ impl Caller {
         command.arg("exec").args(arguments).arg("--detach").arg(id.as_str());
         let birth = self.reaper.birth();
         let result = self.run(command, log.clone(), stdio, LONG, Some(cut_short)).await;
+        self.ahead.moved();
         let _ = std::fs::remove_file(log);
         (result, birth)
     }

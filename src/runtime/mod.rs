@@ -3,6 +3,7 @@
 //! Enters: what to do with which container. Leaves: done, or a [`Failure`] in the words that clients know.
 //! Never here: container state. Never a wait without a deadline.
 
+mod ahead;
 mod call;
 mod failure;
 

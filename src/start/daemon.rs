@@ -1,5 +1,6 @@
 //! Spawns `serve`: this same binary, in the bundle, with the listener as descriptor 3.
 
+use super::Address;
 use crate::{args::Common, protocol::bootstrap::Caller, sys};
 use std::{
     io,
@@ -7,8 +8,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Starts the daemon and returns its pid. Connections wait in the listener's backlog until it is up.
-pub(super) fn spawn(common: &Common, caller: &Caller, listener: OwnedFd) -> io::Result<u32> {
+/// Starts the daemon and returns its pid. Connections wait in the listener's backlog until it is up; if it cannot be run, nobody listens any more, and
+/// the address goes.
+pub(super) fn spawn(
+    common: &Common,
+    caller: &Caller,
+    listener: OwnedFd,
+    address: &Address,
+) -> io::Result<u32> {
     // By its path, so that `ps` shows the name under which we are installed; by the magic link if that path is gone.
     let own_path = std::env::current_exe().ok().filter(|path| path.exists());
     let mut command = Command::new(own_path.unwrap_or_else(|| "/proc/self/exe".into()));
@@ -27,5 +34,5 @@ pub(super) fn spawn(common: &Common, caller: &Caller, listener: OwnedFd) -> io::
         command.env("TTRPC_ADDRESS", address);
     }
     sys::malloc::keep_nothing(&mut command);
-    sys::spawn::daemon(&mut command, vec![listener])
+    sys::spawn::daemon(command, vec![listener], |_| address.forget())
 }

@@ -75,7 +75,7 @@ pub fn run(common: &Common, print: impl FnOnce(&[u8]) -> io::Result<()>) -> Resu
     let mut undo = Undo { address: &address, daemon: None, done: false };
     bundle.write_address(&address.to_string())?;
     placement::share_core_with_pod();
-    let daemon = daemon::spawn(common, &caller, listener).map_err(StartError::Daemon)?;
+    let daemon = daemon::spawn(common, &caller, listener, &address).map_err(StartError::Daemon)?;
     undo.daemon = Some(daemon);
     placement::join_cgroup(daemon, &options.shim_cgroup)?;
     placement::adjust_oom_score(daemon);
@@ -107,7 +107,6 @@ impl Drop for Undo<'_> {
             // Our own child, not reaped: the number is its own.
             let _ = crate::sys::process::signal_child(pid, libc::SIGKILL);
         }
-        let _ = std::fs::remove_file(self.address.path());
-        let _ = std::fs::remove_file("address");
+        self.address.forget();
     }
 }

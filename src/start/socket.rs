@@ -85,6 +85,12 @@ impl Address {
     pub fn path(&self) -> &Path {
         &self.0
     }
+
+    /// Removes the socket, and the bundle's record of it.
+    pub(super) fn forget(&self) {
+        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file("address");
+    }
 }
 
 impl fmt::Display for Address {

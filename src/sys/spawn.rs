@@ -58,17 +58,39 @@ pub fn sealed_self() -> io::Result<OwnedFd> {
     Ok(copy)
 }
 
-/// Starts the daemon: own process group, `listeners` as descriptors 3, 4 …, signals waiting until it calls `signals::unblock`.
-pub fn daemon(command: &mut Command, listeners: Vec<OwnedFd>) -> io::Result<u32> {
+/// Starts a program that outlives us: own process group, `descriptors` as 3, 4 …, signals blocked.
+pub fn lasting(command: &mut Command, descriptors: Vec<OwnedFd>) -> io::Result<u32> {
+    detach(command, &descriptors);
+    let pid = started(command);
+    drop(descriptors);
+    pid
+}
+
+/// The same for the daemon, which calls `signals::unblock`. Does not wait until the program runs, which is a quarter of `start`: if it cannot be run,
+/// the child calls `failed` and ends, and its descriptors close with it.
+pub fn daemon(
+    mut command: Command,
+    descriptors: Vec<OwnedFd>,
+    failed: impl FnOnce(io::Error),
+) -> io::Result<u32> {
+    detach(&mut command, &descriptors);
+    // Before the fork: a signal to the child must wait too.
+    super::signals::block()?;
+    let child = forked(|| {
+        failed(command.exec());
+        1
+    });
+    super::signals::unblock()?;
+    child
+}
+
+fn detach(command: &mut Command, descriptors: &[OwnedFd]) {
     command.process_group(0);
-    let numbers: Vec<RawFd> = listeners.iter().map(AsRawFd::as_raw_fd).collect();
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     // SAFETY: the hook duplicates descriptors, on memory allocated before the fork, and sets the signal mask.
     unsafe {
         command.pre_exec(move || place(&numbers).and_then(|()| super::signals::block()));
     }
-    let pid = started(command);
-    drop(listeners);
-    pid
 }
 
 /// Puts `numbers[i]` at descriptor 3 + i, without close-on-exec. First out of the way, then into place, so that
@@ -103,31 +125,44 @@ fn started(command: &mut Command) -> io::Result<u32> {
 /// The helper keeps none of our descriptors but `report`: it may live long, and must not hold pipes or sockets open.
 /// The process has one thread, so the child may allocate; it must not touch the event loop.
 pub fn helper(report: OwnedFd, work: impl FnOnce() -> Result<(), String>) -> io::Result<u32> {
+    forked(|| {
+        if place(&[report.as_raw_fd()]).is_err() {
+            return 1;
+        }
+        super::fd::close_from(4);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        let text = match result {
+            Ok(Ok(())) => return 0,
+            Ok(Err(text)) => text,
+            Err(_) => "the helper panicked".to_owned(),
+        };
+        // SAFETY: descriptor 3 was placed above; the buffer is valid for its length.
+        unsafe { libc::write(3, text.as_ptr().cast(), text.len()) };
+        1
+    })
+}
+
+/// The same for work of which nobody hears; it keeps no descriptor.
+pub fn errand(work: impl FnOnce()) -> io::Result<u32> {
+    forked(|| {
+        super::fd::close_from(3);
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+            Ok(()) => 0,
+            Err(_) => 1,
+        }
+    })
+}
+
+fn forked(child: impl FnOnce() -> libc::c_int) -> io::Result<u32> {
     // SAFETY: fork in a process with one thread: no lock can be held by a thread that is missing in the child.
     let pid = unsafe { libc::fork() };
     match pid {
         ..0 => Err(io::Error::last_os_error()),
         0 => {
-            let status = in_helper(&report, work);
+            let status = child();
             // SAFETY: _exit ends the child without running destructors or exit handlers of the parent's state.
             unsafe { libc::_exit(status) }
         }
         1.. => Ok(pid.unsigned_abs()),
     }
-}
-
-fn in_helper(report: &OwnedFd, work: impl FnOnce() -> Result<(), String>) -> libc::c_int {
-    if place(&[report.as_raw_fd()]).is_err() {
-        return 1;
-    }
-    super::fd::close_from(4);
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-    let text = match result {
-        Ok(Ok(())) => return 0,
-        Ok(Err(text)) => text,
-        Err(_) => "the helper panicked".to_owned(),
-    };
-    // SAFETY: descriptor 3 was placed above; the buffer is valid for its length.
-    unsafe { libc::write(3, text.as_ptr().cast(), text.len()) };
-    1
 }

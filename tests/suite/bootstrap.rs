@@ -61,6 +61,35 @@ fn a_daemon_that_is_told_to_end_before_it_listens_removes_its_socket() {
     }
 }
 
+/// The daemon's environment is a little larger than that of `start`: one that has just room for the one has none for the other.
+#[test]
+fn a_daemon_that_cannot_be_executed_leaves_no_address() {
+    let place = Place::new("toolarge");
+    place.bundle("a", "{}");
+    let padded = |count: usize, rest: usize, action: &str| {
+        let mut command = Command::new(shim_binary());
+        command.args(["-namespace", "cleat-test", "-id", "a", "-address"]).arg(place.dir.join("c.sock"));
+        command.arg(action).current_dir(place.dir.join("a")).env("TTRPC_ADDRESS", "/nowhere");
+        command.envs((0..count).map(|i| (format!("PAD{i:04}"), "x".repeat(16 << 10))));
+        command.env("REST", "x".repeat(rest)).stdin(Stdio::null());
+        command.output()
+    };
+    // E2BIG is what the parent hears of an execve that does not fit.
+    let most = |fits: &dyn Fn(usize) -> bool| {
+        let (mut low, mut high) = (0, 16 << 10);
+        while high - low > 1 {
+            let middle = usize::midpoint(low, high);
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        low
+    };
+    let count = most(&|count| padded(count, 0, "-what").is_ok());
+    let rest = most(&|rest| padded(count, rest, "-what").is_ok());
+    let address = stdout(&padded(count, rest, "start").unwrap());
+    until("the socket has gone", || !socket(&address).exists() && !place.dir.join("a/address").exists());
+    assert_eq!(place.daemons(), [0; 0]);
+}
+
 // Defence: `socket::lock`.
 #[test]
 fn scar_30_simultaneous_starts_make_one_daemon() {

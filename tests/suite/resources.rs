@@ -32,13 +32,17 @@ fn is_unified() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
-/// Every shim speaks version 2.
+/// By version 2 of the Task service, which Go's shim has not had since 2.3 under a containerd that has version 3; then by that.
 fn call<R: Message + Default>(
     direct: &mut Direct,
     method: &str,
     request: &impl Message,
 ) -> Result<R, Status> {
-    direct.call_service(api::SERVICES[0], method, request)
+    const UNIMPLEMENTED: i32 = 12;
+    match direct.call_service(api::SERVICES[0], method, request) {
+        Err(status) if status.code == UNIMPLEMENTED => direct.call_service(api::SERVICES[1], method, request),
+        result => result,
+    }
 }
 
 fn stats(direct: &mut Direct, id: &str) -> Any {

@@ -19,6 +19,8 @@ struct Load {
     rate: Measure,
     lines: Measure,
     cpu: Measure,
+    /// Of writer, shim, reader and kernel together.
+    machine: Measure,
     switches: Measure,
     containers: usize,
     /// Arguments of dd(1): size of a write, number of writes.
@@ -32,6 +34,7 @@ const LOADS: &[Load] = &[
         rate: Measure::more("io", "bulk", "MB/s"),
         lines: Measure::more("io", "bulk", "writes/s"),
         cpu: Measure::less("io", "bulk: shim CPU", "s"),
+        machine: Measure::less("io", "bulk: all CPU", "s"),
         switches: Measure::less("io", "bulk: context switches", ""),
         containers: 1,
         write: 64 << 10,
@@ -42,6 +45,7 @@ const LOADS: &[Load] = &[
         rate: Measure::more("io", "lines", "MB/s"),
         lines: Measure::more("io", "lines", "writes/s"),
         cpu: Measure::less("io", "lines: shim CPU", "s"),
+        machine: Measure::less("io", "lines: all CPU", "s"),
         switches: Measure::less("io", "lines: context switches", ""),
         containers: 1,
         write: 100,
@@ -52,6 +56,7 @@ const LOADS: &[Load] = &[
         rate: Measure::more("io", "console", "MB/s"),
         lines: Measure::more("io", "console", "writes/s"),
         cpu: Measure::less("io", "console: shim CPU", "s"),
+        machine: Measure::less("io", "console: all CPU", "s"),
         switches: Measure::less("io", "console: context switches", ""),
         containers: 1,
         write: 4096,
@@ -62,6 +67,7 @@ const LOADS: &[Load] = &[
         rate: Measure::more("io", "50 chatty", "MB/s"),
         lines: Measure::more("io", "50 chatty", "writes/s"),
         cpu: Measure::less("io", "50 chatty: shim CPU", "s"),
+        machine: Measure::less("io", "50 chatty: all CPU", "s"),
         switches: Measure::less("io", "50 chatty: context switches", ""),
         containers: 50,
         write: 100,
@@ -76,6 +82,7 @@ struct Figures {
     megabytes_per_second: f64,
     writes_per_second: f64,
     cpu: f64,
+    machine: f64,
     switches: f64,
 }
 
@@ -88,6 +95,7 @@ pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Resul
                 report.add(load.rate, shim, figures.megabytes_per_second);
                 report.add(load.lines, shim, figures.writes_per_second);
                 report.add(load.cpu, shim, figures.cpu);
+                report.add(load.machine, shim, figures.machine);
                 report.add(load.switches, shim, figures.switches);
             }
         }
@@ -149,7 +157,7 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
     }
     let mut client = Client::connect(&socket).await?;
     let pid = client.shim_pid(&first).await?;
-    let before = kernel::work(pid);
+    let before = (kernel::work(pid), kernel::machine_work());
     let begun = Instant::now();
     for pod in &pods {
         client.process::<api::PidResponse>("Start", &pod.id, "").await?;
@@ -158,7 +166,7 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     let seconds = begun.elapsed().as_secs_f64();
-    let after = kernel::work(pid);
+    let after = (kernel::work(pid), kernel::machine_work());
     let readers: Vec<_> =
         threads.into_iter().map(|thread| thread.join().expect("a reader panicked")).collect();
     let received: u64 = readers.iter().map(|(bytes, _)| bytes).sum();
@@ -174,7 +182,8 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
     Ok(Figures {
         megabytes_per_second: float(received) / seconds / 1e6,
         writes_per_second: float(load.writes * load.containers as u64) / seconds,
-        cpu: after.0 - before.0,
-        switches: float(after.1 - before.1),
+        cpu: after.0.0 - before.0.0,
+        machine: after.1 - before.1,
+        switches: float(after.0.1 - before.0.1),
     })
 }

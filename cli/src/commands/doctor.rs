@@ -266,13 +266,18 @@ fn containerd(places: &Places) -> Vec<Check> {
                 .filter(|(_, shim)| shim.contains("cleat"))
                 .map(|(name, _)| name)
                 .collect();
-            match ours.is_empty() {
-                true => warning(
+            match (config::missing_default(&document), ours.is_empty()) {
+                (Some(default), _) => broken(
+                    "handler",
+                    format!("none has the name of the default, {default}: containerd's CRI plugin does not start"),
+                    "containerd 1.6 forgets its own handler once the file names another one: cleat install --write names both",
+                ),
+                (None, true) => warning(
                     "handler",
                     "none uses cleat",
                     "for Kubernetes: cleat install --write; ctr and nerdctl need none",
                 ),
-                false => ok("handler", ours.join(", ")),
+                (None, false) => ok("handler", ours.join(", ")),
             }
         }
     });

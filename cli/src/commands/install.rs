@@ -17,6 +17,9 @@ const RUNTIME_TYPE: &str = "io.containerd.cleat.v2";
 const SHIM: &str = "containerd-shim-cleat-v2";
 /// Stands before a default_runtime_name of ours, with what stood there before.
 const BEFORE: &str = "# before cleat: ";
+/// Stands before a handler `runc` of ours.
+const RUNC_IS_OURS: &str =
+    "\n# by cleat install: containerd 1.6 forgets its own handler once the file names another one\n";
 
 pub(super) fn run(command: Install) -> Result<ExitCode> {
     check_name(&command.handler)?;
@@ -39,9 +42,14 @@ pub(super) fn run(command: Install) -> Result<ExitCode> {
             ((2, 0), "2".to_owned())
         }
     };
-    let mut document = if command.write { read(&command.config)? } else { DocumentMut::new() };
+    let present = read(&command.config);
+    let wants_runc = present.as_ref().is_ok_and(|present| would_forget_runc(present, &command, version));
+    let mut document = if command.write { present? } else { DocumentMut::new() };
     let wants_systemd = command.systemd_cgroup || runc_uses_systemd(&command);
     edit(&mut document, &command, version, wants_systemd)?;
+    if wants_runc {
+        keep_runc(&mut document)?;
+    }
     let options = (wants_systemd && version.0 < 2).then(|| options_file(&command.config));
     if !command.write {
         let mut lines = vec![
@@ -167,6 +175,28 @@ fn edit(document: &mut DocumentMut, command: &Install, containerd: Version, syst
     Ok(())
 }
 
+/// containerd 1.6 has a handler `runc` of its own, which is also its default, only while the file names no handler at all: with another one alone the
+/// CRI plugin does not start (pkg/cri/config/config.go: ValidatePluginConfig).
+fn would_forget_runc(present: &DocumentMut, command: &Install, containerd: Version) -> bool {
+    let named = config::handlers(present);
+    containerd < (1, 7) && named.iter().all(|(name, _)| *name == command.handler)
+}
+
+fn keep_runc(document: &mut DocumentMut) -> Result<()> {
+    let plugin = config::descend(document.as_table_mut(), "plugins")?;
+    let cri = config::descend(config::descend(plugin, config::section(2))?, "containerd")?;
+    let mut runc = Table::new();
+    runc.decor_mut().set_prefix(RUNC_IS_OURS);
+    runc.insert("runtime_type", value("io.containerd.runc.v2"));
+    config::descend(cri, "runtimes")?.insert("runc", Item::Table(runc));
+    Ok(())
+}
+
+fn is_our_runc(handler: &Item) -> bool {
+    let prefix = handler.as_table().and_then(|table| table.decor().prefix()?.as_str());
+    prefix.is_some_and(|prefix| prefix.trim() == RUNC_IS_OURS.trim())
+}
+
 fn is_ours(handler: &Item) -> bool {
     handler.get("runtime_type").and_then(Item::as_str) == Some(RUNTIME_TYPE)
 }
@@ -206,6 +236,10 @@ fn undo(command: &Install) -> Result<ExitCode> {
     if runtimes.get(&command.handler).is_some_and(is_ours) {
         runtimes.remove(&command.handler);
         changed = true;
+    }
+    // Not while a third handler is there.
+    if changed && runtimes.len() == 1 && runtimes.get("runc").is_some_and(is_our_runc) {
+        runtimes.remove("runc");
     }
     if !changed {
         output::print(&[format!("{} has nothing of cleat", command.config.display())])?;
@@ -253,6 +287,11 @@ fn replace(command: &Install, document: &DocumentMut, handler: Option<&str>) -> 
                 "containerd accepts the file but does not see the handler: is its CRI plugin disabled (disabled_plugins)?"
             );
         }
+        if let Some(default) = config::missing_default(&dump) {
+            bail!(
+                "containerd accepts the file but its CRI plugin would not start: no handler {default:?}, which is the default"
+            );
+        }
         if path.exists() {
             let kept = path.with_extension("toml.before-cleat");
             fs::copy(path, &kept).with_context(|| format!("keep a copy in {}", kept.display()))?;
@@ -298,6 +337,24 @@ mod tests {
         let mut again: DocumentMut = text.parse().unwrap();
         edit(&mut again, &install(&["--as-default"]), (2, 1), true).unwrap();
         assert_eq!(again.to_string(), text);
+    }
+
+    #[test]
+    fn containerd_1_6_keeps_its_own_handler() {
+        let before = "version = 2\n[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'x'\n";
+        let mut document: DocumentMut = before.parse().unwrap();
+        let command = install(&[]);
+        assert!(!would_forget_runc(&document, &command, (1, 7)));
+        assert!(would_forget_runc(&document, &command, (1, 6)));
+        edit(&mut document, &command, (1, 6), false).unwrap();
+        keep_runc(&mut document).unwrap();
+        let text = document.to_string();
+        // As it is read from the file again.
+        let document: DocumentMut = text.parse().unwrap();
+        assert_eq!(config::handlers(&document).len(), 2, "{text}");
+        let runtimes = config::cri(&document).unwrap().get("runtimes").unwrap();
+        assert!(is_our_runc(runtimes.get("runc").unwrap()), "{text}");
+        assert!(!would_forget_runc(&document, &command, (1, 6)));
     }
 
     #[test]

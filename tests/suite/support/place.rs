@@ -71,8 +71,11 @@ impl Place {
         let address = self.dir.join("c.sock").to_string_lossy().into_owned();
         let ours = |pid: &u32| {
             let words = cmdline(*pid);
-            words.contains(&address) && !words.contains(&"start".to_owned()) && words[0] != "sh"
+            words.contains(&address) && words[0] != "sh"
         };
+        let starts = |pid: &u32| cmdline(*pid).contains(&"start".to_owned());
+        // `start` does not wait until its child has become the daemon.
+        until("no start goes on", || !all_pids().iter().any(|pid| ours(pid) && starts(pid)));
         all_pids().into_iter().filter(ours).collect()
     }
 }
