@@ -5,7 +5,12 @@ use crate::sys;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
-use std::{cell::RefCell, os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    os::fd::OwnedFd,
+    rc::Rc,
+    time::Duration,
+};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::Notify,
@@ -14,9 +19,16 @@ use tokio::{
 /// How long bytes gather. tokio's own timers know milliseconds only, in which a fast writer fills its pipe several times.
 pub(super) const BEAT: Duration = Duration::from_micros(250);
 
+/// So many who wait make the beat one BEAT longer, as far as [`LONGEST`]: the more there are, the more gathers while others run.
+const CROWD: u32 = 8;
+const LONGEST: u32 = 4;
+
 struct Beat {
     wanted: Notify,
     rang: Notify,
+    /// Who waits now, and who did at the last beat.
+    waiting: Cell<u32>,
+    waited: Cell<u32>,
 }
 
 thread_local! {
@@ -34,13 +46,19 @@ pub(super) async fn next() {
     tokio::pin!(rang);
     rang.as_mut().enable();
     beat.wanted.notify_one();
+    beat.waiting.set(beat.waiting.get() + 1);
     rang.await;
 }
 
 fn start() -> std::io::Result<Rc<Beat>> {
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
     let timer = sys::fd::watch(Rc::new(timer), Interest::READABLE)?;
-    let beat = Rc::new(Beat { wanted: Notify::new(), rang: Notify::new() });
+    let beat = Rc::new(Beat {
+        wanted: Notify::new(),
+        rang: Notify::new(),
+        waiting: Cell::new(0),
+        waited: Cell::new(0),
+    });
     COMMON.with(|common| common.replace(Some(Rc::clone(&beat))));
     let ringing = Rc::clone(&beat);
     tokio::task::spawn_local(async move {
@@ -54,14 +72,16 @@ fn start() -> std::io::Result<Rc<Beat>> {
 
 async fn ring(beat: &Beat, timer: &AsyncFd<Rc<OwnedFd>>) -> Option<()> {
     beat.wanted.notified().await;
+    let length = BEAT * (1 + beat.waited.get() / CROWD).min(LONGEST);
     let once = Itimerspec {
         it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-        it_value: Timespec { tv_sec: 0, tv_nsec: BEAT.subsec_nanos().into() },
+        it_value: Timespec { tv_sec: 0, tv_nsec: length.subsec_nanos().into() },
     };
     timerfd_settime(timer.get_ref(), TimerfdTimerFlags::empty(), &once).ok()?;
     let mut ready = timer.readable().await.ok()?;
     let _ = rustix::io::read(timer.get_ref(), &mut [0; 8]);
     ready.clear_ready();
+    beat.waited.set(beat.waiting.take());
     beat.rang.notify_waiters();
     Some(())
 }

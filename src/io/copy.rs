@@ -45,6 +45,8 @@ const MAX_WIDE: usize = 32;
 const CHATTER: u8 = 16;
 /// Beats in which nothing came, after which a chatter is over.
 const SILENCE: u8 = 2;
+/// For so long after it one small amount is the beginning of the next: where more chatter than there are processors, each falls silent while others run.
+const MEMORY: Duration = Duration::from_millis(100);
 /// How long a sink may be full before the source is spooled. Less than what a writer in the container should wait.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Pause when a source says that it is ready and has nothing, over and over (a fifo between two writers).
@@ -589,6 +591,10 @@ struct Chatter {
     score: Cell<u8>,
     silent: Cell<u8>,
     last: Cell<Option<Instant>>,
+    /// Something came at a beat.
+    lively: Cell<bool>,
+    /// When a chatter ended at whose beats something came.
+    ended: Cell<Option<Instant>>,
 }
 
 impl Chatter {
@@ -601,7 +607,12 @@ impl Chatter {
         let now = Instant::now();
         let is_quick = self.last.replace(Some(now)).is_some_and(|last| now - last < 2 * BEAT);
         let is_small = bytes > 0 && bytes < FLOOD as u64;
-        self.score.set(if is_quick && is_small { self.score.get() + 1 } else { 0 });
+        let was_chatter = self.ended.get().is_some_and(|ended| now - ended < MEMORY);
+        self.score.set(match (is_small, is_quick) {
+            (true, _) if was_chatter => CHATTER,
+            (true, true) => self.score.get() + 1,
+            _ => 0,
+        });
         self.silent.set(0);
     }
 
@@ -609,8 +620,10 @@ impl Chatter {
     fn after_beat(&self, bytes: u64, wide: bool) {
         self.silent.set(if bytes == 0 { self.silent.get() + 1 } else { 0 });
         let pipe = if wide { WIDE } else { SCRATCH };
+        self.lively.set(self.lively.get() || bytes > 0);
         if self.silent.get() >= SILENCE || bytes > pipe as u64 / 2 {
             self.score.set(0);
+            self.ended.set(self.lively.take().then(Instant::now));
         }
     }
 }

@@ -12,6 +12,9 @@ use std::{
     time::Instant,
 };
 
+/// Bytes that the writers read at a time.
+const READ: u64 = 64 << 10;
+
 type Result<T> = std::result::Result<T, DriverError>;
 
 /// A load: what each container runs, how many there are, and what it moves.
@@ -89,7 +92,7 @@ struct Figures {
 /// Each load in turn, the shims taking turns.
 pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<()> {
     for load in LOADS {
-        for _ in 0..subject.rounds.clamp(1, 5) {
+        for _ in 0..subject.rounds.clamp(1, 9) {
             for (shim, driver) in subject.drivers.iter().enumerate() {
                 let figures = measured(load, driver).await?;
                 report.add(load.rate, shim, figures.megabytes_per_second);
@@ -105,7 +108,12 @@ pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Resul
 }
 
 async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
-    let script = format!("dd if=/dev/zero bs={} count={} 2>/dev/null", load.write, load.writes);
+    // One read for many writes: the writer should not be what is measured.
+    let whole = load.write * load.writes;
+    let block = load.write * (READ / load.write).max(1);
+    let script =
+        format!("dd if=/dev/zero ibs={block} obs={} count={} 2>/dev/null", load.write, whole / block);
+    let expected = whole / block * block;
     let first = driver.fresh("io");
     let mut silent = Vec::new();
     let mut socket = PathBuf::new();
@@ -138,7 +146,6 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
             .map_err(|e| DriverError(e.to_string()))?;
         members.push((Pod { id, bundle, socket: socket.clone() }, reader));
     }
-    let expected = load.write * load.writes;
     let (mut threads, mut pods) = (Vec::new(), Vec::new());
     for (pod, mut reader) in members {
         pods.push(pod);
@@ -181,7 +188,7 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
     }
     Ok(Figures {
         megabytes_per_second: float(received) / seconds / 1e6,
-        writes_per_second: float(load.writes * load.containers as u64) / seconds,
+        writes_per_second: float(received / load.write) / seconds,
         cpu: after.0.0 - before.0.0,
         machine: after.1 - before.1,
         switches: float(after.0.1 - before.0.1),
