@@ -73,9 +73,13 @@ impl Place {
             let words = cmdline(*pid);
             words.contains(&address) && words[0] != "sh"
         };
-        let starts = |pid: &u32| cmdline(*pid).contains(&"start".to_owned());
-        // `start` does not wait until its child has become the daemon.
-        until("no start goes on", || !all_pids().iter().any(|pid| ours(pid) && starts(pid)));
+        // `start` does not wait until its child has become the daemon. While it becomes one, it has a program and no arguments.
+        let starts = |pid: &u32| {
+            let words = cmdline(*pid);
+            let becomes = words.is_empty() && std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+            becomes || (ours(pid) && words.contains(&"start".to_owned()))
+        };
+        until("no start goes on", || !all_pids().iter().any(starts));
         all_pids().into_iter().filter(ours).collect()
     }
 }
