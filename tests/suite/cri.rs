@@ -21,6 +21,17 @@ struct Cri {
     crictl: PathBuf,
 }
 
+/// The pods' cgroup.
+const CGROUP: &str = "cleat-test-cri";
+
+impl Drop for Cri {
+    fn drop(&mut self) {
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(hierarchy.path().join(CGROUP));
+        }
+    }
+}
+
 /// A pod's parts: host's or pod's namespaces and the like.
 #[derive(Default)]
 struct Pod<'a> {
@@ -132,7 +143,7 @@ impl Cri {
         let logs = self.rig.dir.join("logs").join(name);
         fs::create_dir_all(&logs).unwrap();
         let mut linux = if pod.linux.is_null() { json!({}) } else { pod.linux.clone() };
-        linux["cgroup_parent"] = json!("/cleat-test-cri");
+        linux["cgroup_parent"] = json!(format!("/{CGROUP}"));
         let content = json!({
             "metadata": {"name": name, "uid": format!("uid-{name}"), "namespace": "default", "attempt": 0},
             "log_directory": logs, "hostname": name, "linux": linux,
