@@ -23,6 +23,10 @@ impl Files {
         Self(rustix::fs::open(directory, flags, Mode::empty()).ok())
     }
 
+    pub(super) fn has(&self, file: &str) -> bool {
+        self.open(file).is_some()
+    }
+
     /// A file's text; `None` if there is no such file.
     pub(super) fn text(&self, file: &str) -> Option<String> {
         #[cfg(fuzzing)]

@@ -11,7 +11,7 @@ mod v2;
 #[cfg(fuzzing)]
 pub use files::FUZZED;
 pub use oom::OomWatch;
-pub use path::{Cgroup, join};
+pub use path::{Cgroup, enter, join};
 
 use crate::protocol::{Any, stats_v1, stats_v2};
 

@@ -140,18 +140,18 @@ fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
+/// Writes a process, or 0 for whoever writes, into a cgroup's list of processes or tasks, which is there.
+pub fn enter(list: &Path, pid: u32) -> io::Result<()> {
+    let mut list = std::fs::OpenOptions::new().write(true).open(list)?;
+    io::Write::write_all(&mut list, pid.to_string().as_bytes())
+}
+
 /// Puts a process into a cgroup that exists: on v1 in every hierarchy where the path does (at least one), on v2 in the one.
 pub fn join(pid: u32, cgroup: &str) -> io::Result<()> {
     if cgroup.contains("..") || cgroup.contains('\0') {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "invalid cgroup path"));
     }
-    let write = |directory: &Path| {
-        let file = directory.join("cgroup.procs");
-        std::fs::OpenOptions::new()
-            .write(true)
-            .open(&file)
-            .and_then(|mut file| io::Write::write_all(&mut file, pid.to_string().as_bytes()))
-    };
+    let write = |directory: &Path| enter(&directory.join("cgroup.procs"), pid);
     if is_unified() {
         return write(&below(Path::new(ROOT), cgroup));
     }

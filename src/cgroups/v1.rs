@@ -31,7 +31,7 @@ pub(super) fn metrics(cgroup: &Cgroup) -> Metrics {
         }),
         memory: memory_files.as_ref().and_then(memory),
         blkio: files("blkio").as_ref().map(blkio),
-        rdma: files("rdma").filter(|files| files.text("rdma.current").is_some()).as_ref().map(rdma),
+        rdma: files("rdma").filter(|files| files.has("rdma.current")).as_ref().map(rdma),
         memory_oom_control: memory_files.as_ref().and_then(oom_control),
     }
 }

@@ -1,7 +1,10 @@
 //! The helper: enters the container and becomes the program. One thread, no event loop; it allocates as it likes.
 
 use super::{Plan, descriptors};
-use crate::sys::{self, enter};
+use crate::{
+    cgroups,
+    sys::{self, enter},
+};
 use rustix::{
     fs::{FileType, Gid, Mode, OFlags, Uid},
     thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType},
@@ -93,9 +96,8 @@ fn enter_container(report: &mut File) -> Result<Side, Failed> {
 fn join_cgroups(plan: &Plan) -> Result<Option<OwnedFd>, Failed> {
     let mut unified = None;
     for directory in &plan.cgroups {
-        match std::fs::OpenOptions::new().write(true).open(directory.join("tasks")) {
-            // 0: whoever writes it.
-            Ok(mut tasks) => tasks.write_all(b"0").map_err(failed("join the cgroup"))?,
+        match cgroups::enter(&directory.join("tasks"), 0) {
+            Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 let opened = rustix::fs::open(directory, flags, Mode::empty());

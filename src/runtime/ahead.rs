@@ -4,7 +4,10 @@
 //! or until another such period has passed, wait no longer (kernel/cgroup/cgroup.c: cgroup_attach_lock, percpu_down_write; kernel/rcu/sync.c).
 //! A helper that "moves" itself to where it is makes the period begin when Create does.
 
-use crate::{cgroups::Cgroup, sys};
+use crate::{
+    cgroups::{self, Cgroup},
+    sys,
+};
 use std::{
     cell::Cell,
     time::{Duration, Instant},
@@ -33,13 +36,8 @@ impl Ahead {
         self.moved();
         sys::spawn::errand(|| {
             let own = Cgroup::of_process(std::process::id()).map(|cgroup| cgroup.directories());
-            let file = own.ok().and_then(|directories| Some(directories.first()?.join("cgroup.procs")));
-            if let Some(file) = file {
-                // 0: whoever writes it.
-                let _ = std::fs::OpenOptions::new()
-                    .write(true)
-                    .open(file)
-                    .and_then(|mut f| std::io::Write::write_all(&mut f, b"0"));
+            if let Some(directory) = own.unwrap_or_default().first() {
+                let _ = cgroups::enter(&directory.join("cgroup.procs"), 0);
             }
         })
         .ok()

@@ -34,5 +34,5 @@ pub(super) fn spawn(
         command.env("TTRPC_ADDRESS", address);
     }
     sys::malloc::keep_nothing(&mut command);
-    sys::spawn::daemon(command, vec![listener], |_| address.forget())
+    sys::spawn::daemon(command, vec![listener], || address.forget())
 }

@@ -68,16 +68,13 @@ pub fn lasting(command: &mut Command, descriptors: Vec<OwnedFd>) -> io::Result<u
 
 /// The same for the daemon, which calls `signals::unblock`. Does not wait until the program runs, which is a quarter of `start`: if it cannot be run,
 /// the child calls `failed` and ends, and its descriptors close with it.
-pub fn daemon(
-    mut command: Command,
-    descriptors: Vec<OwnedFd>,
-    failed: impl FnOnce(io::Error),
-) -> io::Result<u32> {
+pub fn daemon(mut command: Command, descriptors: Vec<OwnedFd>, failed: impl FnOnce()) -> io::Result<u32> {
     detach(&mut command, &descriptors);
     // Before the fork: a signal to the child must wait too.
     super::signals::block()?;
     let child = forked(|| {
-        failed(command.exec());
+        let _ = command.exec();
+        failed();
         1
     });
     super::signals::unblock()?;

@@ -164,7 +164,8 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
     }
     let mut client = Client::connect(&socket).await?;
     let pid = client.shim_pid(&first).await?;
-    let before = (kernel::work(pid), kernel::machine_work());
+    let (cpu, switches) = kernel::work(pid);
+    let machine = kernel::machine_work();
     let begun = Instant::now();
     for pod in &pods {
         client.process::<api::PidResponse>("Start", &pod.id, "").await?;
@@ -173,7 +174,8 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     let seconds = begun.elapsed().as_secs_f64();
-    let after = (kernel::work(pid), kernel::machine_work());
+    let (cpu_after, switches_after) = kernel::work(pid);
+    let machine_after = kernel::machine_work();
     let readers: Vec<_> =
         threads.into_iter().map(|thread| thread.join().expect("a reader panicked")).collect();
     let received: u64 = readers.iter().map(|(bytes, _)| bytes).sum();
@@ -189,8 +191,8 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
     Ok(Figures {
         megabytes_per_second: float(received) / seconds / 1e6,
         writes_per_second: float(received / load.write) / seconds,
-        cpu: after.0.0 - before.0.0,
-        machine: after.1 - before.1,
-        switches: float(after.0.1 - before.0.1),
+        cpu: cpu_after - cpu,
+        machine: machine_after - machine,
+        switches: float(switches_after - switches),
     })
 }

@@ -16,13 +16,13 @@ const CREATE_AGAIN: Measure = Measure::less("latency", "Create in a pod that run
 const EXEC_STARTED: Measure = Measure::less("latency", "exec until started", "ms");
 const EXEC_WHOLE: Measure = Measure::less("latency", "exec, whole", "ms");
 const STATE: Measure = Measure::less("latency", "State", "ms");
-/// State and Stats calls in a life.
-const ASKED: usize = 5;
 const STATS: Measure = Measure::less("latency", "Stats", "ms");
 const KILL: Measure = Measure::less("latency", "Kill until the exit is seen", "ms");
 const DELETE: Measure = Measure::less("latency", "Delete", "ms");
 const CLEAN_UP: Measure = Measure::less("latency", "delete (the action)", "ms");
 const WHOLE: Measure = Measure::less("latency", "a whole life", "ms");
+/// State and Stats calls in a life.
+const ASKED: usize = 5;
 
 /// Before each life, so that all shims find the same machine: a cgroup v1 that was changed a moment ago is changed more quickly the next time (the
 /// kernel's grace periods), which would make a present of one shim's work to the other.
