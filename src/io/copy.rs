@@ -403,19 +403,16 @@ impl Copy {
     fn spool_some(&self, source: Option<&OwnedFd>, scratch: &mut [u8]) -> Option<usize> {
         let (bytes, scratch) = scratch.split_at_mut(scratch.len() / 2);
         let room = self.spool.borrow().room().min(bytes.len());
-        loop {
-            match rustix::io::read(source?, &mut bytes[..room]) {
-                Ok(0) | Err(Errno::IO) if room > 0 => {
-                    self.source.borrow_mut().take();
-                    return None;
-                }
-                Ok(read) => {
-                    self.spool.borrow_mut().append(&bytes[..read], scratch);
-                    return Some(read);
-                }
-                Err(Errno::INTR) => {}
-                Err(_) => return None,
+        match read(source?, &mut bytes[..room]) {
+            Ok(0) if room > 0 => {
+                self.source.borrow_mut().take();
+                None
             }
+            Ok(read) => {
+                self.spool.borrow_mut().append(&bytes[..read], scratch);
+                Some(read)
+            }
+            Err(_) => None,
         }
     }
 
@@ -443,13 +440,10 @@ impl Copy {
                 Err(_) => self.can_splice.set(false),
             }
         }
-        let read = match rustix::io::read(source, &mut *scratch) {
+        let read = match read(source, scratch) {
             Ok(0) => return Step::Ended,
             Ok(read) => read,
             Err(Errno::AGAIN) => return Step::SourceEmpty,
-            Err(Errno::INTR) => return Step::Moved(0),
-            // EIO: nobody has the slave of this pty open any more. That is its end.
-            Err(Errno::IO) => return Step::Ended,
             Err(e) => {
                 log::warn!("copy {}: read: {e}", self.name);
                 return Step::Ended;
@@ -636,6 +630,24 @@ enum Step {
     Ended,
 }
 
+/// Reads what is there now; 0 at the end. A console's end is EIO twice in succession: the kernel looks for bytes first and for the close
+/// of the slave then (v6.18 drivers/tty/n_tty.c, `n_tty_read`), so what was written in between lies behind the first EIO.
+fn read(source: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<usize> {
+    until_certain(|| rustix::io::read(source, &mut *buffer))
+}
+
+fn until_certain(mut read: impl FnMut() -> rustix::io::Result<usize>) -> rustix::io::Result<usize> {
+    let mut ended = false;
+    loop {
+        match read() {
+            Err(Errno::INTR) => {}
+            Err(Errno::IO) if ended => return Ok(0),
+            Err(Errno::IO) => ended = true,
+            other => return other,
+        }
+    }
+}
+
 /// Whether it is a pipe or fifo.
 pub(super) fn is_fifo(fd: &OwnedFd) -> bool {
     rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
@@ -755,6 +767,18 @@ mod tests {
                 Err(_) => tokio::task::yield_now().await,
             }
         }
+    }
+
+    #[test]
+    fn a_consoles_first_eio_is_not_its_end() {
+        let result = |answers: &[rustix::io::Result<usize>]| {
+            let mut answers = answers.iter().copied();
+            until_certain(|| answers.next().unwrap())
+        };
+        assert_eq!(result(&[Err(Errno::IO), Ok(7)]), Ok(7));
+        assert_eq!(result(&[Err(Errno::IO), Err(Errno::INTR), Err(Errno::IO)]), Ok(0));
+        assert_eq!(result(&[Err(Errno::INTR), Ok(0)]), Ok(0));
+        assert_eq!(result(&[Err(Errno::IO), Err(Errno::AGAIN)]), Err(Errno::AGAIN));
     }
 
     #[test]

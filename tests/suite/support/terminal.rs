@@ -65,12 +65,17 @@ impl Terminal {
         (String::from_utf8_lossy(&self.seen).into_owned(), self.child.wait().unwrap())
     }
 
-    /// 0 at the end, of which a master is told by EIO (pty(7)).
+    /// 0 at the end, of which a master is told by EIO (pty(7)): twice, for what was written just before the end may come after the first
+    /// (drivers/tty/n_tty.c, `n_tty_read`).
     fn read(&mut self) -> usize {
         let mut buffer = [0; 4096];
-        let read = match self.master.read(&mut buffer) {
+        let mut read = || match self.master.read(&mut buffer) {
             Err(error) if error.raw_os_error() == Some(libc::EIO) => 0,
             other => other.unwrap(),
+        };
+        let read = match read() {
+            0 => read(),
+            some => some,
         };
         self.seen.extend_from_slice(&buffer[..read]);
         read
