@@ -14,13 +14,15 @@ use rustix::{
     mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
 };
 use std::{
-    ffi::CString,
+    ffi::{CString, OsString},
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Component, Path, PathBuf},
+    process::{Command, ExitStatus},
+    time::Duration,
 };
 
 /// Bytes of mount options that the kernel takes.
@@ -29,6 +31,11 @@ const PAGE: usize = 4096;
 const MAX_DATA: usize = PAGE - 512;
 /// Unmounts of one mount point before it is given up: that many mounts can lie on top of each other.
 const MAX_STACKED: usize = 64;
+/// File systems that a program mounts, by the prefix of their type, and the program: the type goes on with the name of their own program
+/// (`fuse3.fuse-overlayfs`).
+const HELPERS: [(&str, &str); 2] = [("fuse.", "mount.fuse"), ("fuse3.", "mount.fuse3")];
+/// How long it may take: less than the helper process may.
+const HELPER_DEADLINE: Duration = Duration::from_secs(100);
 /// Largest mountinfo that is read, bytes: some 100,000 mounts.
 const MAX_MOUNTINFO: u64 = 32 << 20;
 
@@ -67,9 +74,27 @@ pub enum MountError {
     /// A map that is not `container:host:size`.
     #[error("id map {0:?} is no list of container:host:size")]
     IdMap(String),
-    /// mount.fuse.
-    #[error("file system {0} needs a mount helper, which is not implemented")]
-    Helper(String),
+    /// `mount.fuse` or `mount.fuse3` failed.
+    #[error("mount helper [{command}] failed: {output:?}: {status}")]
+    Helper {
+        /// It and its arguments.
+        command: String,
+        /// What it said.
+        output: String,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// It could not be started.
+    #[error("mount helper [{command}] failed: exec: {program:?}")]
+    NoHelper {
+        /// It and its arguments.
+        command: String,
+        /// Its name.
+        program: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// More than a page.
     #[error("mount options of {0} bytes are too long")]
     TooLong(usize),
@@ -111,10 +136,12 @@ pub fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), MountError> {
 }
 
 fn mount_one(mount: &Mount, rootfs: &Path) -> Result<(), MountError> {
-    if mount.r#type.starts_with("fuse.") || mount.r#type.starts_with("fuse3.") {
-        return Err(MountError::Helper(mount.r#type.clone()));
-    }
     let target = beneath(rootfs, &mount.target)?;
+    for (prefix, program) in HELPERS {
+        if let Some(kind) = mount.r#type.strip_prefix(prefix) {
+            return mount_by_program(program, kind, mount, &target);
+        }
+    }
     let mut parsed = parse(&mount.options)?;
     let namespace = user_namespace(&parsed, &target)?;
     // An overlay's layers are mapped, through a mount that is needed until the overlay has its own copies of it.
@@ -143,6 +170,35 @@ fn mount_one(mount: &Mount, rootfs: &Path) -> Result<(), MountError> {
     match &namespace {
         Some(namespace) if mount.r#type != "overlay" => map_onto(&target, &target, namespace, false),
         _ => Ok(()),
+    }
+}
+
+/// `mount.fuse3 SOURCE TARGET -o OPTION … -t KIND`. The daemon that serves the file system stays, and ends when it is unmounted.
+fn mount_by_program(
+    program: &'static str,
+    kind: &str,
+    mount: &Mount,
+    target: &Path,
+) -> Result<(), MountError> {
+    // A descriptor of ours means nothing to it.
+    let target = match target.starts_with("/proc/self/fd") {
+        true => std::fs::read_link(target).unwrap_or_else(|_| target.to_owned()),
+        false => target.to_owned(),
+    };
+    let mut arguments: Vec<OsString> = vec![mount.source.as_str().into(), target.into_os_string()];
+    for option in &mount.options {
+        arguments.extend(["-o".into(), option.into()]);
+    }
+    arguments.extend(["-t".into(), kind.into()]);
+    let shown = || {
+        let words = arguments.iter().map(|argument| argument.to_string_lossy());
+        std::iter::once(program.into()).chain(words).collect::<Vec<_>>().join(" ")
+    };
+    let (status, output) = sys::spawn::to_its_end(Command::new(program).args(&arguments), HELPER_DEADLINE)
+        .map_err(|source| MountError::NoHelper { command: shown(), program, source })?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(MountError::Helper { command: shown(), output, status }),
     }
 }
 

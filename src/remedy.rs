@@ -115,14 +115,14 @@ fn of_runtime(failure: &Failure) -> Option<&'static str> {
 /// Mounting happens in a child, which sends its error as text.
 fn of_mount(reason: &str) -> Option<&'static str> {
     match () {
+        () if reason.contains("mount helper") => {
+            Some("it (of the package fuse3) and the file system's own program must be on the node")
+        }
         () if reason.contains("No such file or directory") => {
             Some("the snapshot is not there: remove the container and the image, and pull it again")
         }
         () if reason.contains("No such device") => {
             Some("the kernel has no such file system: load its module")
-        }
-        () if reason.contains("mount helper") => {
-            Some("use a snapshotter whose mounts the kernel can do by itself")
         }
         () if reason.contains("No space left on device") => Some(FULL),
         () => None,

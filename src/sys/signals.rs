@@ -41,6 +41,15 @@ pub fn unblock() -> io::Result<()> {
     mask(libc::SIG_UNBLOCK)
 }
 
+/// Takes the daemon's handlers away, in a child that goes on with our code: they write into the event loop's descriptors by number, and
+/// there those numbers may be something else.
+pub(super) fn forget_handlers() {
+    for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR1] {
+        // SAFETY: integers; the default needs no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 fn mask(how: libc::c_int) -> io::Result<()> {
     let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigfillset writes the whole set.

@@ -1,14 +1,23 @@
 //! Birth of children. Every process that we start is started here, and whoever starts one tells the reaper.
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{MemfdFlags, OFlags, SealFlags},
+    pipe::{PipeFlags, pipe_with},
+    process::{Pid, Signal},
+};
 use std::{
     io,
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
-    process::Command,
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
 };
+
+/// What is kept of a program's output, bytes.
+const MAX_OUTPUT: usize = 2048;
 
 /// Starts a program that dies with us (PR_SET_PDEATHSIG KILL). Returns its pid; nobody but the reaper waits for it.
 pub fn dependent(command: &mut Command) -> io::Result<u32> {
@@ -22,7 +31,7 @@ pub fn dependent_with(command: &mut Command, descriptors: &[OwnedFd]) -> io::Res
     // SAFETY: the hook runs between fork and exec and makes system calls; it allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             super::process::restore_umask();
             // The parent may have died before the call above.
             if rustix::process::getppid() != Some(parent) {
@@ -123,10 +132,13 @@ fn started(command: &mut Command) -> io::Result<u32> {
 /// The process has one thread, so the child may allocate; it must not touch the event loop.
 pub fn helper(report: OwnedFd, work: impl FnOnce() -> Result<(), String>) -> io::Result<u32> {
     forked(|| {
+        super::signals::forget_handlers();
         if place(&[report.as_raw_fd()]).is_err() {
             return 1;
         }
         super::fd::close_from(4);
+        // SAFETY: a descriptor of our own, placed above; whom the work starts does not get it.
+        unsafe { libc::fcntl(3, libc::F_SETFD, libc::FD_CLOEXEC) };
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         let text = match result {
             Ok(Ok(())) => return 0,
@@ -139,9 +151,39 @@ pub fn helper(report: OwnedFd, work: impl FnOnce() -> Result<(), String>) -> io:
     })
 }
 
+/// Runs a program to its end, in a [`helper`]: nobody else may wait. Returns how it ended and the beginning of what it printed; it may leave a
+/// daemon behind that keeps its output open. At the end of `limit` its process group is killed.
+pub fn to_its_end(command: &mut Command, limit: Duration) -> io::Result<(ExitStatus, String)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)?;
+    super::process::restore_umask();
+    command.stdin(Stdio::null()).stdout(write.try_clone()?).stderr(write).process_group(0);
+    #[allow(clippy::disallowed_methods, reason = "in a helper, which has no reaper")]
+    let mut child = command.spawn()?;
+    let pid = child.id();
+    let ended = match super::process::pidfd(pid)? {
+        Some(pidfd) => {
+            let mut asked = [PollFd::new(&pidfd, PollFlags::IN)];
+            let limit = Timespec::try_from(limit).unwrap_or_default();
+            poll(&mut asked, Some(&limit)).is_ok_and(|ready| ready > 0)
+        }
+        // An old kernel: whoever waits for the helper has a deadline too.
+        None => true,
+    };
+    if let (false, Some(group)) = (ended, Pid::from_raw(pid.cast_signed())) {
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
+    let status = child.wait()?;
+    let mut text = vec![0; MAX_OUTPUT];
+    let length = rustix::io::read(&read, &mut text).unwrap_or(0);
+    text.truncate(length);
+    Ok((status, String::from_utf8_lossy(&text).trim_end().to_owned()))
+}
+
 /// The same for work of which nobody hears; it keeps no descriptor.
 pub fn errand(work: impl FnOnce()) -> io::Result<u32> {
     forked(|| {
+        super::signals::forget_handlers();
         super::fd::close_from(3);
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
             Ok(()) => 0,

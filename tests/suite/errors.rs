@@ -119,8 +119,9 @@ fn a_file_system_that_the_kernel_lacks() {
 
 #[test]
 fn a_mount_that_needs_a_helper() {
-    let text = create(|request| request.rootfs = mount("fuse3.overlay", "none", &[]));
-    assert_told(&text, "failed to mount rootfs component", "a_mount_that_needs_a_helper");
+    let text = create(|request| request.rootfs = mount("fuse3.nonesuch", "none", &["ro"]));
+    let sentence = "failed to mount rootfs component: mount helper [mount.fuse3 none ";
+    assert_told(&text, sentence, "a_mount_that_needs_a_helper");
 }
 
 #[test]
