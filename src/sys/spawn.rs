@@ -205,3 +205,25 @@ fn forked(child: impl FnOnce() -> libc::c_int) -> io::Result<u32> {
         1.. => Ok(pid.unsigned_abs()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    fn shell(script: &str, limit: Duration) -> (ExitStatus, String) {
+        to_its_end(Command::new("sh").args(["-c", script]), limit).unwrap()
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed_with_its_children() {
+        let (status, said) = shell("echo before; sleep 1000 & wait", Duration::from_millis(200));
+        assert_eq!((status.signal(), said.as_str()), (Some(libc::SIGKILL), "before"));
+    }
+
+    #[test]
+    fn a_daemon_that_keeps_the_output_is_not_waited_for() {
+        let (status, said) = shell("sleep 3 & echo no >&2; exit 3", Duration::from_secs(60));
+        assert_eq!((status.code(), said.as_str()), (Some(3), "no"));
+    }
+}
