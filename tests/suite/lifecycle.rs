@@ -356,10 +356,6 @@ fn a_rootfs_that_a_program_mounts_serves_the_container_and_goes() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let image = support::text(&rig.bundle("a").join("rootfs"));
-    let bundle = support::bundle_beside(&rig, |config| {
-        config["root"]["path"] = "rootfs".into();
-        config["process"]["args"] = serde_json::json!(["sh", "-c", "echo here > /made; exec sleep 1000"]);
-    });
     let directory = |name: &str| {
         let path = rig.dir.join(name);
         std::fs::create_dir(&path).unwrap();
@@ -372,28 +368,18 @@ fn a_rootfs_that_a_program_mounts_serves_the_container_and_goes() {
         target: String::new(),
         options: vec![format!("lowerdir={image}"), format!("upperdir={upper}"), format!("workdir={work}")],
     };
-    let request = api::CreateTaskRequest {
-        id: "b".into(),
-        bundle: support::text(&bundle),
-        rootfs: vec![rootfs],
-        ..api::CreateTaskRequest::default()
-    };
     let mut direct = rig.direct("a");
-    direct.call::<api::PidResponse>("Create", &request).unwrap();
-    let mounted =
-        || read_all("/proc/self/mounts").lines().any(|line| line.contains(&*bundle.to_string_lossy()));
+    support::second_container(&rig, &mut direct, rootfs, |config| {
+        config["process"]["args"] = serde_json::json!(["sh", "-c", "echo here > /made; exec sleep 1000"]);
+    });
+    let mountpoint = support::text(&rig.dir.join("b/rootfs"));
+    let mounted = || read_all("/proc/self/mounts").lines().any(|line| line.contains(&mountpoint));
     let serving = || {
-        let command = |pid| read_all(format!("/proc/{pid}/cmdline"));
-        children(rig.shim()).iter().any(|(pid, _)| command(*pid).contains("fuse-overlayfs"))
+        children(rig.shim()).iter().any(|(pid, _)| support::cmdline(*pid).concat().contains("fuse-overlayfs"))
     };
     assert!(mounted() && serving());
-    let process = api::ProcessRequest { id: "b".into(), exec_id: String::new() };
-    direct.call::<api::PidResponse>("Start", &process).unwrap();
     until("the container writes", || read_all(format!("{upper}/made")) == "here\n");
-    let kill = api::KillRequest { id: "b".into(), exec_id: String::new(), signal: 9, all: false };
-    direct.call::<Empty>("Kill", &kill).unwrap();
-    direct.call::<api::WaitResponse>("Wait", &process).unwrap();
-    direct.call::<api::DeleteResponse>("Delete", &process).unwrap();
+    support::remove_second_container(&mut direct);
     assert!(!mounted());
     until("the file system's daemon ends", || !serving());
     rig.remove("a");

@@ -292,38 +292,15 @@ fn every_kind_of_limit_is_updated_as_gos_shim_does() {
     }
 }
 
-/// Makes a container `b` beside `a`, with a change to its config.json. Returns its init's pid.
+/// A container `b` on the mount of `a`, mounted anew: a user namespace must own nothing of the way there.
 fn second_container(rig: &Rig, direct: &mut Direct, change: impl FnOnce(&mut serde_json::Value)) -> u32 {
-    // Mounted anew: a user namespace must own nothing of the way there.
-    let source = support::text(&rig.bundle("a").join("rootfs"));
-    let bundle = support::bundle_beside(rig, |config| {
-        config["root"]["path"] = "rootfs".into();
-        change(config);
-    });
     let rbind = cleat::protocol::Mount {
         r#type: "bind".into(),
-        source,
+        source: support::text(&rig.bundle("a").join("rootfs")),
         target: String::new(),
         options: vec!["rbind".into()],
     };
-    let create = api::CreateTaskRequest {
-        id: "b".into(),
-        bundle: support::text(&bundle),
-        rootfs: vec![rbind],
-        ..api::CreateTaskRequest::default()
-    };
-    let pid = direct.call::<api::PidResponse>("Create", &create).unwrap().pid;
-    let process = api::ProcessRequest { id: "b".into(), exec_id: String::new() };
-    direct.call::<api::PidResponse>("Start", &process).unwrap();
-    pid
-}
-
-fn remove_second_container(direct: &mut Direct) {
-    let process = api::ProcessRequest { id: "b".into(), exec_id: String::new() };
-    let kill = api::KillRequest { id: "b".into(), exec_id: String::new(), signal: 9, all: false };
-    direct.call::<Empty>("Kill", &kill).unwrap();
-    direct.call::<api::WaitResponse>("Wait", &process).unwrap();
-    direct.call::<api::DeleteResponse>("Delete", &process).unwrap();
+    support::second_container(rig, direct, rbind, change)
 }
 
 #[test]
@@ -346,7 +323,7 @@ fn a_cgroup_namespace_changes_nothing_for_the_shim() {
     update(&mut direct, "b", r#"{"pids":{"limit":77}}"#).unwrap();
     let file = if is_unified() { "pids.max" } else { "pids/pids.max" };
     assert_eq!(cgroup_file(&rig, "b", file), "77");
-    remove_second_container(&mut direct);
+    support::remove_second_container(&mut direct);
     rig.remove("a");
 }
 
@@ -381,7 +358,7 @@ fn a_container_in_a_user_namespace_has_figures_streams_and_kills() {
     until("one process", || fields(&stats(&mut direct, "b"))["pids.current"] == "1");
     assert_eq!(direct.exec_to_end("b", "greedy", GREEDY), 137);
     events.wait_for("oom", 1);
-    remove_second_container(&mut direct);
+    support::remove_second_container(&mut direct);
     rig.remove("a");
 }
 

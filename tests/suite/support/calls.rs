@@ -72,3 +72,31 @@ pub fn bundle_beside(rig: &Rig, change: impl FnOnce(&mut serde_json::Value)) -> 
     std::fs::write(bundle.join("config.json"), config.to_string()).unwrap();
     bundle
 }
+
+/// Makes and starts a container `b` on a rootfs of its own; `change` is made to the config.json of `a`, which runs. Returns its init's pid.
+pub fn second_container(
+    rig: &Rig,
+    direct: &mut Direct,
+    rootfs: cleat::protocol::Mount,
+    change: impl FnOnce(&mut serde_json::Value),
+) -> u32 {
+    let bundle = bundle_beside(rig, |config| {
+        config["root"]["path"] = "rootfs".into();
+        change(config);
+    });
+    let create = api::CreateTaskRequest {
+        id: "b".into(),
+        bundle: text(&bundle),
+        rootfs: vec![rootfs],
+        ..api::CreateTaskRequest::default()
+    };
+    let pid = direct.call::<api::PidResponse>("Create", &create).unwrap().pid;
+    direct.call::<api::PidResponse>("Start", &process("b", "")).unwrap();
+    pid
+}
+
+pub fn remove_second_container(direct: &mut Direct) {
+    signal(direct, "b", "", 9).unwrap();
+    direct.call::<api::WaitResponse>("Wait", &process("b", "")).unwrap();
+    direct.call::<api::DeleteResponse>("Delete", &process("b", "")).unwrap();
+}

@@ -7,7 +7,10 @@ mod place;
 mod process;
 mod terminal;
 
-pub use calls::{add, bundle_beside, delete, ends, process, reader, script, signal, start, text, wait};
+pub use calls::{
+    add, bundle_beside, delete, ends, process, reader, remove_second_container, script, second_container,
+    signal, start, text, wait,
+};
 pub use direct::{Direct, exec_request, fifo, process_spec};
 pub use events::EventLog;
 pub use place::{Place, feed};
