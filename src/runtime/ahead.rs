@@ -1,8 +1,9 @@
-//! Begins the kernel's wait for a move into a cgroup while the runtime is still starting.
+//! Keeps the kernel's wait for a move into a cgroup off the runtime's way.
 //!
-//! Whoever moves a process by `cgroup.procs` first waits for an RCU grace period, some 10 ms, a third of `runc create`; all moves that come meanwhile,
+//! Whoever moves a process by `cgroup.procs` first waits for an RCU grace period, some 10 ms, a third of `runc create`; moves that come meanwhile,
 //! or until another such period has passed, wait no longer (kernel/cgroup/cgroup.c: cgroup_attach_lock, percpu_down_write; kernel/rcu/sync.c).
-//! A helper that "moves" itself to where it is makes the period begin when Create does.
+//! A helper that "moves" itself to where it is, again and again, makes the period begin when the call comes in, and no other begin before the runtime
+//! has come to its own moves.
 
 use crate::{
     cgroups::{self, Cgroup},
@@ -13,33 +14,42 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So long after a call that moves, the next one waits for nobody: well below the shortest grace period.
-const STILL_OPEN: Duration = Duration::from_millis(4);
+/// Between two moves of the helper: below the shortest grace period, a tick of the slowest clock.
+const PAUSE: Duration = Duration::from_millis(3);
+/// So long the helper goes on, if nobody ends it. A runtime that has not come to its moves by then has other things to wait for.
+const LIFE: Duration = Duration::from_millis(40);
+/// A helper as young as this one still serves a call that begins now.
+const YOUNG: Duration = Duration::from_millis(15);
 
-/// When the last wait was begun, or ended.
+/// The last helper: its pid, and since when.
 #[derive(Default)]
 pub(super) struct Ahead {
-    last: Cell<Option<Instant>>,
+    helper: Cell<Option<(u32, Instant)>>,
 }
 
 impl Ahead {
-    /// A runtime call that moves a process has ended.
-    pub(super) fn moved(&self) {
-        self.last.set(Some(Instant::now()));
-    }
-
-    /// Starts the helper, if no move has just been made; its pid. Nothing depends on it.
+    /// Starts the helper, if there is no young one; its pid. Nothing depends on it.
     pub(super) fn begin(&self) -> Option<u32> {
-        if self.last.get().is_some_and(|last| last.elapsed() < STILL_OPEN) {
+        if self.helper.get().is_some_and(|(_, begun)| begun.elapsed() < YOUNG) {
             return None;
         }
-        self.moved();
-        sys::spawn::errand(|| {
+        let begun = Instant::now();
+        #[allow(clippy::disallowed_methods, reason = "in a helper, which has no loop")]
+        let pid = sys::spawn::errand(move || {
             let own = Cgroup::of_process(std::process::id()).map(|cgroup| cgroup.directories());
-            if let Some(directory) = own.unwrap_or_default().first() {
-                let _ = cgroups::enter(&directory.join("cgroup.procs"), 0);
+            let Some(directory) = own.unwrap_or_default().into_iter().next() else { return };
+            let list = directory.join("cgroup.procs");
+            while begun.elapsed() < LIFE && cgroups::enter(&list, 0).is_ok() {
+                std::thread::sleep(PAUSE);
             }
         })
-        .ok()
+        .ok()?;
+        self.helper.set(Some((pid, begun)));
+        Some(pid)
+    }
+
+    /// The helper that is needed no longer.
+    pub(super) fn end(&self) -> Option<u32> {
+        self.helper.take().map(|(pid, _)| pid)
     }
 }

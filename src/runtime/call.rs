@@ -5,10 +5,11 @@ use crate::{
     exits::{BirthGuard, Reaper},
     id::Id,
     io::ChildEnds,
-    sys,
+    sys::{self, process::ExitStatus},
 };
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::{
+    future::Future,
     io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
@@ -16,7 +17,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 /// Time for calls that run a container's hooks or start its program: create, start, exec. Hooks may pull volumes; the
 /// caller's own deadline is usually shorter.
@@ -67,20 +68,31 @@ impl CallStdio {
 pub struct Caller {
     reaper: Rc<Reaper>,
     ahead: Ahead,
+    /// Held while a process is spawned.
+    turn: Mutex<()>,
 }
 
 impl Caller {
     /// Children of these calls are reaped by `reaper`.
     pub fn new(reaper: Rc<Reaper>) -> Self {
-        Self { reaper, ahead: Ahead::default() }
+        Self { reaper, ahead: Ahead::default(), turn: Mutex::default() }
     }
 
     /// To be called as soon as it is known that a `create` or an `exec` is to come.
     pub fn expect_birth(&self) {
-        if self.reaper.births() == 0
+        if self.reaper.births() < 2
             && let Some(pid) = self.ahead.begin()
         {
             drop(self.reaper.watch_child(pid));
+        }
+    }
+
+    /// The helper of [`Caller::expect_birth`] does not outlive the last of the calls that it serves.
+    fn born(&self) {
+        if self.reaper.births() == 1
+            && let Some(pid) = self.ahead.end()
+        {
+            self.reaper.signal_child(pid, libc::SIGKILL);
         }
     }
 
@@ -119,7 +131,7 @@ impl Caller {
         let birth = self.reaper.birth();
         let log = runtime.bundle.join("log.json");
         let result = self.run(command, log, stdio, LONG, None).await;
-        self.ahead.moved();
+        self.born();
         (result, birth)
     }
 
@@ -147,7 +159,7 @@ impl Caller {
         command.arg("exec").args(arguments).arg("--detach").arg(id.as_str());
         let birth = self.reaper.birth();
         let result = self.run(command, log.clone(), stdio, LONG, Some(cut_short)).await;
-        self.ahead.moved();
+        self.born();
         let _ = std::fs::remove_file(log);
         (result, birth)
     }
@@ -178,6 +190,23 @@ impl Caller {
         self.run(command, log, CallStdio::Captured { stdin: Some(stdin) }, SHORT, None).await
     }
 
+    /// Spawns a program that dies with us, with these descriptors as 3, 4 …; its pid, and its exit status.
+    ///
+    /// A spawn blocks the loop until the child has become the program, 10 ms and more on a busy node. In a burst other work goes between any two.
+    pub async fn spawn(
+        &self,
+        mut command: Command,
+        descriptors: &[OwnedFd],
+    ) -> io::Result<(u32, impl Future<Output = ExitStatus> + use<>)> {
+        let _turn = self.turn.lock().await;
+        let pid = sys::spawn::dependent_with(&mut command, descriptors)?;
+        // Our ends of the container's pipes must not outlive the spawn.
+        drop(command);
+        let ended = self.reaper.watch_child(pid);
+        tokio::task::yield_now().await;
+        Ok((pid, ended))
+    }
+
     async fn run(
         &self,
         mut command: Command,
@@ -186,23 +215,22 @@ impl Caller {
         deadline: Duration,
         cut_short: Option<Rc<Notify>>,
     ) -> Result<(), Failure> {
+        // From here on it is heard, in the queue for the turn too.
+        let cut_short = cut_short.as_deref().map(Notify::notified);
         let name = command.get_program().to_string_lossy().into_owned();
-        let offset = std::fs::metadata(&log).map_or(0, |m| m.len());
         let captured = attach(&mut command, stdio)
             .map_err(|e| Failure::NotStarted { reason: format!("capture the output of {name}: {e}") })?;
-        let pid = sys::spawn::dependent(&mut command).map_err(|e| Failure::NotStarted {
+        let offset = std::fs::metadata(&log).map_or(0, |m| m.len());
+        let (pid, ended) = self.spawn(command, &[]).await.map_err(|e| Failure::NotStarted {
             reason: match e.kind() {
                 // Go's words; users and tests search for them.
                 io::ErrorKind::NotFound => format!("exec: {name:?}: executable file not found in $PATH"),
                 _ => format!("fork/exec {name}: {e}"),
             },
         })?;
-        // Our ends of the container's pipes must not outlive the spawn.
-        drop(command);
-        let ended = self.reaper.watch_child(pid);
         let cut_short = async {
             match cut_short {
-                Some(notify) => notify.notified().await,
+                Some(notified) => notified.await,
                 None => std::future::pending().await,
             }
         };

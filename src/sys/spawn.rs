@@ -180,10 +180,11 @@ pub fn to_its_end(command: &mut Command, limit: Duration) -> io::Result<(ExitSta
     Ok((status, String::from_utf8_lossy(&text).trim_end().to_owned()))
 }
 
-/// The same for work of which nobody hears; it keeps no descriptor.
+/// The same for work of which nobody hears; it keeps no descriptor, and dies with us.
 pub fn errand(work: impl FnOnce()) -> io::Result<u32> {
     forked(|| {
         super::signals::forget_handlers();
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         super::fd::close_from(3);
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
             Ok(()) => 0,
