@@ -17,6 +17,9 @@ pub struct Runtimes<'a> {
     /// Our own soft limit of open files is the hard one. Otherwise what a program of runc's has depends on the Go version that runc was
     /// built with: some raise it and leave it so.
     pub open_files_raised: bool,
+    /// The init has our own security label: without a profile in the spec, what runc starts gets the label that runc has, by a profile of its own
+    /// perhaps, and what we start gets ours.
+    pub labelled_alike: bool,
 }
 
 /// All that the helper needs to know.
@@ -38,6 +41,8 @@ pub struct Plan {
     pub groups: Vec<u32>,
     /// Bounding, effective, permitted, inheritable, ambient, as bits.
     pub capabilities: Option<[u64; 5]>,
+    /// AppArmor profile to be in from execve on.
+    pub apparmor: Option<String>,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privileges: bool,
     /// Working directory.
@@ -232,11 +237,15 @@ pub fn decide(
         (runtimes.no_pivot_root, "no pivot_root"),
         (spec.terminal, "a terminal"),
         (config.linux.seccomp.is_some(), "seccomp"),
+        // runc 1.1 then takes none.
+        (
+            spec.apparmor_profile.is_empty() && !init.apparmor_profile.is_empty(),
+            "no AppArmor profile, but the container has one",
+        ),
         (config.linux.intel_rdt.is_some(), "Intel RDT"),
         (config.linux.personality.is_some(), "a personality"),
         (config.linux.time_offsets.is_some(), "time offsets"),
         (config.linux.namespaces.iter().any(|n| !is_joined(&n.r#type)), "a user or time namespace"),
-        (!(spec.apparmor_profile.is_empty() && init.apparmor_profile.is_empty()), "AppArmor"),
         (!(spec.selinux_label.is_empty() && init.selinux_label.is_empty()), "SELinux"),
         (init.scheduler.is_some() || init.io_priority.is_some(), "a scheduler"),
         (init.exec_cpu_affinity.is_some(), "a CPU affinity"),
@@ -248,6 +257,10 @@ pub fn decide(
         (cgroup.is_none(), "an unknown cgroup"),
         (has_nul(&spec), "a NUL"),
     ];
+    let apparmor = Some(spec.apparmor_profile).filter(|profile| !profile.is_empty());
+    if apparmor.is_none() && !runtimes.labelled_alike {
+        return Err("another security label than ours".to_owned());
+    }
     if let Some((_, reason)) = reasons.iter().find(|(is_so, _)| *is_so) {
         return Err((*reason).to_owned());
     }
@@ -264,6 +277,7 @@ pub fn decide(
         gid: spec.user.gid,
         groups: spec.user.additional_gids,
         capabilities: capabilities.as_ref().map(capability_sets).transpose()?,
+        apparmor,
         no_new_privileges: spec.no_new_privileges,
         cwd: spec.cwd,
         env: environment(&spec.env)?,
@@ -324,6 +338,7 @@ mod tests {
         no_pivot_root: false,
         no_new_keyring: false,
         open_files_raised: true,
+        labelled_alike: true,
     };
 
     fn with(config: Value, spec: Value, runtimes: &Runtimes<'_>) -> Result<Plan, String> {
@@ -356,6 +371,15 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_makes_the_label_and_without_one_the_runtimes_label_counts() {
+        let profile = |more: Value, runtimes| with(json!({}), spec(more), runtimes).map(|plan| plan.apparmor);
+        let elsewhere = Runtimes { labelled_alike: false, ..RUNC };
+        assert_eq!(profile(json!({}), &RUNC), Ok(None));
+        assert_eq!(profile(json!({"apparmorProfile": "x"}), &elsewhere), Ok(Some("x".to_owned())));
+        assert_eq!(profile(json!({}), &elsewhere).unwrap_err(), "another security label than ours");
+    }
+
+    #[test]
     fn what_the_helper_cannot_do_goes_to_the_runtime() {
         let plain = || json!({});
         let refused = |config: Value, more: Value| with(config, spec(more), &RUNC).unwrap_err();
@@ -364,7 +388,10 @@ mod tests {
             refused(json!({"linux": {"namespaces": [{"type": "user"}]}}), plain()),
             "a user or time namespace"
         );
-        assert_eq!(refused(json!({"process": {"apparmorProfile": "x"}}), plain()), "AppArmor");
+        assert_eq!(
+            refused(json!({"process": {"apparmorProfile": "x"}}), plain()),
+            "no AppArmor profile, but the container has one"
+        );
         assert_eq!(refused(json!({"process": {"scheduler": {}}}), plain()), "a scheduler");
         assert_eq!(refused(plain(), json!({"selinuxLabel": "x"})), "SELinux");
         assert_eq!(refused(plain(), json!({"terminal": true})), "a terminal");

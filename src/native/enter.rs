@@ -129,6 +129,9 @@ fn become_program(plan: &Plan) -> Failed {
 fn prepare(plan: &Plan) -> Result<(String, Vec<String>), Failed> {
     let errno = |what: &'static str| move |e: rustix::io::Errno| failed(what)(e.into());
     rustix::process::setsid().map_err(errno("setsid"))?;
+    // Of the container's processes alone. Not its /proc: there an attribute may be somebody's own file (CVE-2019-16884).
+    let proc =
+        plan.apparmor.as_ref().map(|_| enter::processes()).transpose().map_err(failed("mount a /proc"))?;
     if let Some(name) = &plan.keyring {
         match enter::join_session_keyring(name) {
             // Kernels without keyrings.
@@ -161,11 +164,21 @@ fn prepare(plan: &Plan) -> Result<(String, Vec<String>), Failed> {
     if let Some([_, effective, permitted, inheritable, ambient]) = plan.capabilities {
         set_capabilities(effective, permitted, inheritable, ambient)?;
     }
+    if let (Some(profile), Some(proc)) = (&plan.apparmor, proc) {
+        become_confined(profile, proc.as_fd()).map_err(failed("set the AppArmor profile"))?;
+    }
     let environment = environment(plan);
     let path = find(&plan.args[0], &environment)?;
     enter::reset_signals();
     let words = environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     Ok((path, words))
+}
+
+/// Says which profile to be in after execve: the kernel takes it from the process itself alone, with the credentials that it opened the file with.
+fn become_confined(profile: &str, proc: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let attribute = rustix::fs::openat(proc, "thread-self/attr/apparmor/exec", flags, Mode::empty())?;
+    File::from(attribute).write_all(format!("exec {profile}").as_bytes())
 }
 
 /// HOME from the container's /etc/passwd, if the spec has none.

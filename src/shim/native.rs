@@ -60,6 +60,7 @@ impl Shim {
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
             open_files_raised: sys::process::has_all_open_files(),
+            labelled_alike: sys::process::is_labelled_as_we_are(init),
         };
         let config = bundle.config_text().map_err(|e| super::chain(&e))?;
         let plan = native::decide(&config, spec, id.as_str(), cgroup.as_deref(), &runtimes)?;
@@ -78,10 +79,9 @@ impl Shim {
         let mut command = Command::new(format!("/proc/self/fd/{}", native::descriptors::BINARY));
         std::os::unix::process::CommandExt::arg0(&mut command, native::NAME);
         command.env_clear().stdin(stdin).stdout(stdout).stderr(stderr);
-        let pid =
-            sys::spawn::dependent_with(&mut command, &descriptors).map_err(failed("start the helper"))?;
-        drop((command, descriptors));
-        let ended = self.reaper.watch_child(pid);
+        let (pid, ended) =
+            self.runtimes.spawn(command, &descriptors).await.map_err(failed("start the helper"))?;
+        drop(descriptors);
         let report = pipe::Receiver::from_owned_fd(read).map_err(failed("read the report"))?;
         let mut text = Vec::new();
         let mut report = report.take(MAX_REPORT);

@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 /// linux/sched.h; too large for the type of libc's other flags.
@@ -29,6 +29,18 @@ pub fn clone_into(cgroup: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: the arguments live until the call returns and are of the size given; the rest as above.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
     u32::try_from(pid).map_err(|_| io::Error::last_os_error())
+}
+
+/// A procfs of the pid namespace that we are in, mounted nowhere, that shows processes and nothing of the kernel (`subset=pid`, Linux 5.8).
+pub fn processes() -> io::Result<OwnedFd> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    let context = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), "subset", "pid")?;
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
 /// Ends at once, without destructors or exit handlers.

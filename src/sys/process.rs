@@ -135,6 +135,12 @@ pub fn has_all_open_files() -> bool {
     limit.current == limit.maximum
 }
 
+/// Whether a process of ours has our own label of the security module (AppArmor, SELinux). `true` where there is none.
+pub fn is_labelled_as_we_are(pid: u32) -> bool {
+    let label = |process: &str| std::fs::read(format!("/proc/{process}/attr/current")).ok();
+    label(&pid.to_string()) == label("self")
+}
+
 /// Clock ticks a second, the unit of start times in /proc (sysconf(3)).
 pub fn clock_ticks() -> u64 {
     rustix::param::clock_ticks_per_second()

@@ -19,6 +19,11 @@ fn rig() -> Rig {
 
 /// A container whose execs runc refuses, so they must be native; and one beside it whose execs are runc's.
 fn pair(rig: &Rig) -> Direct {
+    pair_with(rig, &[])
+}
+
+/// The same, both made with these flags too.
+fn pair_with(rig: &Rig, flags: &[&str]) -> Direct {
     let bin = rig.dir.join("only-native");
     std::fs::create_dir(&bin).unwrap();
     let script = "#!/bin/sh\ncase \"$*\" in *' exec '*) echo by runc >&2; exit 1;; esac\nexec runc \"$@\"\n";
@@ -26,9 +31,10 @@ fn pair(rig: &Rig) -> Direct {
     std::fs::set_permissions(bin.join("runc"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let group = format!("{GROUP}=pod");
     let runc = text(&bin.join("runc"));
-    let flags = ["--runtime", RUNC, "--runc-binary", &runc, "--annotation", &group, "--annotation", NATIVE];
-    rig.run_with(&flags, "pod", &["sleep", "1000"]);
-    rig.run_with(&["--runtime", CLEAT, "--annotation", &group], "other", &["sleep", "1000"]);
+    let native = ["--runtime", RUNC, "--runc-binary", &runc, "--annotation", &group, "--annotation", NATIVE];
+    rig.run_with(&[&native, flags].concat(), "pod", &["sleep", "1000"]);
+    let other = ["--runtime", CLEAT, "--annotation", &group];
+    rig.run_with(&[&other, flags].concat(), "other", &["sleep", "1000"]);
     rig.direct("pod")
 }
 
@@ -65,6 +71,17 @@ fn observe(rig: &Rig, direct: &mut Direct, id: &str, spec: &Value) -> Result<(u3
     started
         .map(|_| (waited.exit_status, neutral))
         .map_err(|status| status.message.replace(&exec, "EXEC").replace(id, "ID"))
+}
+
+/// Runs an exec natively and by runc: what both did.
+fn both(rig: &Rig, direct: &mut Direct, name: &str, spec: &Value) -> (u32, String) {
+    let native = observe(rig, direct, "pod", spec).unwrap();
+    let runcs = observe(rig, direct, "other", spec).unwrap();
+    let differing: Vec<(&str, &str)> =
+        native.1.lines().zip(runcs.1.lines()).filter(|(ours, theirs)| ours != theirs).collect();
+    assert!(differing.is_empty(), "{name}: native, runc: {differing:#?}");
+    assert_eq!(native, runcs, "{name}");
+    native
 }
 
 /// All that a program can learn of its own state.
@@ -148,16 +165,92 @@ fn a_native_exec_is_what_runcs_is() {
         }),
     ];
     for (name, spec) in specs {
-        let (native, runcs) =
-            (observe(&rig, &mut direct, "pod", &spec), observe(&rig, &mut direct, "other", &spec));
-        let (native, runcs) = (native.unwrap(), runcs.unwrap());
-        let differing: Vec<(&str, &str)> =
-            native.1.lines().zip(runcs.1.lines()).filter(|(ours, theirs)| ours != theirs).collect();
-        assert!(differing.is_empty(), "{name}: native, runc: {differing:#?}");
-        assert_eq!(native, runcs, "{name}");
+        let native = both(&rig, &mut direct, name, &spec);
         // Only root may look at the init's.
         let is_root = spec["user"]["uid"] == 0 && spec["capabilities"].is_null();
         assert!(!is_root || !native.1.contains("ELSEWHERE"), "{name}: {}", native.1);
+    }
+    unpair(&rig);
+}
+
+/// Loads an AppArmor profile under which this file cannot be read; removes it in the end.
+struct Profile(String);
+
+impl Profile {
+    fn load(name: &str, forbidden: &str) -> Self {
+        let text = format!(
+            "profile {name} flags=(attach_disconnected,mediate_deleted) {{\n network,\n capability,\n file,\n signal,\n ptrace,\n deny {forbidden} r,\n}}\n"
+        );
+        parse(&["--replace"], &text);
+        Self(name.to_owned())
+    }
+}
+
+impl Drop for Profile {
+    fn drop(&mut self) {
+        parse(&["--remove"], &format!("profile {} {{}}\n", self.0));
+    }
+}
+
+fn parse(flags: &[&str], profile: &str) {
+    use std::{
+        io::Write,
+        process::{Command, Stdio},
+    };
+    let mut parser = Command::new("apparmor_parser");
+    let mut parser = parser.arg("--skip-cache").args(flags).stdin(Stdio::piped()).spawn().unwrap();
+    parser.stdin.take().unwrap().write_all(profile.as_bytes()).unwrap();
+    assert!(parser.wait().unwrap().success(), "{profile}");
+}
+
+// Where the kernel has AppArmor: in the virtual machine of scripts/vm.
+#[test]
+fn an_apparmor_profile_confines_a_native_exec_as_one_of_runcs() {
+    if !std::path::Path::new("/sys/kernel/security/apparmor/profiles").exists() {
+        return;
+    }
+    let rig = rig();
+    let (first, second) =
+        (format!("cleat-test-{}", std::process::id()), format!("cleat-test-{}-2", std::process::id()));
+    let (_first, _second) = (Profile::load(&first, "/etc/group"), Profile::load(&second, "/etc/passwd"));
+    let mut direct = pair_with(&rig, &["--apparmor-profile", &first]);
+    let tries = |change: &dyn Fn(&mut Value)| {
+        looking(|spec| {
+            let script = spec["args"][2].as_str().unwrap_or_default();
+            spec["args"][2] = format!("cat /etc/group /etc/passwd >/dev/null; {script}").into();
+            // Clients take it from the container's.
+            spec["apparmorProfile"] = first.clone().into();
+            change(spec);
+        })
+    };
+    let user = json!({"uid": 1000, "gid": 1001});
+    let specs = [
+        ("the container's", tries(&|_| {}), &first, "/etc/group"),
+        ("of a user", tries(&|spec| spec["user"] = user.clone()), &first, "/etc/group"),
+        ("without capabilities", tries(&|spec| spec["capabilities"] = json!({})), &first, "/etc/group"),
+        (
+            "without new privileges",
+            tries(&|spec| spec["noNewPrivileges"] = true.into()),
+            &first,
+            "/etc/group",
+        ),
+        (
+            "the exec's own",
+            tries(&|spec| spec["apparmorProfile"] = second.clone().into()),
+            &second,
+            "/etc/passwd",
+        ),
+    ];
+    for (name, spec, profile, forbidden) in specs {
+        let (_, seen) = both(&rig, &mut direct, name, &spec);
+        assert!(seen.contains(&format!("{profile} (enforce)")), "{name}: {seen}");
+        assert!(seen.contains(&format!("{forbidden}': Permission denied")), "{name}: {seen}");
+    }
+    // A profile that is not loaded, and none at all, are runc's business.
+    for profile in ["cleat-test-unknown", ""] {
+        let mut spec = process_spec(&["true"]);
+        spec["apparmorProfile"] = profile.into();
+        assert!(observe(&rig, &mut direct, "pod", &spec).is_err(), "{profile:?}: not by runc");
     }
     unpair(&rig);
 }
