@@ -108,10 +108,9 @@ impl Drop for Containerd {
 
 pub(super) fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<(), DriverError> {
     let containerd = Containerd::start()?;
-    let shims: Vec<String> =
-        subject.drivers.iter().map(|driver| driver.shim().display().to_string()).collect();
     for round in 0..subject.rounds {
-        for (number, shim) in shims.iter().enumerate() {
+        for (number, driver) in subject.turns(round) {
+            let shim = &driver.shim().display().to_string();
             let id = format!("l{round}-{number}");
             let life = containerd.life(shim, &id)?;
             containerd.expect(&["run", "-d", "--null-io", "--runtime", shim, IMAGE, &id, "sleep", "1000"])?;
@@ -125,7 +124,8 @@ pub(super) fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<(), 
         }
     }
     for round in 0..subject.rounds.clamp(1, 3) {
-        for (number, shim) in shims.iter().enumerate() {
+        for (number, driver) in subject.turns(round) {
+            let shim = &driver.shim().display().to_string();
             let begun = Instant::now();
             let worker = |worker: usize| {
                 let (mut done, containerd) = (0, &containerd);

@@ -94,8 +94,8 @@ struct Figures {
 /// Each load in turn, the shims taking turns.
 pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<()> {
     for load in LOADS {
-        for _ in 0..subject.rounds.clamp(1, 9) {
-            for (shim, driver) in subject.drivers.iter().enumerate() {
+        for round in 0..subject.rounds.clamp(1, 9) {
+            for (shim, driver) in subject.turns(round) {
                 let figures = measured(load, driver).await?;
                 report.add(load.rate, shim, figures.megabytes_per_second);
                 report.add(load.lines, shim, figures.writes_per_second);

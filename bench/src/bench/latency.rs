@@ -31,7 +31,7 @@ const REST: Duration = Duration::from_millis(100);
 /// Rounds of one life each, the shims taking turns.
 pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<(), DriverError> {
     for round in 0..subject.rounds {
-        for (shim, driver) in subject.drivers.iter().enumerate() {
+        for (shim, driver) in subject.turns(round) {
             tokio::time::sleep(REST).await;
             // The first lives warm up the page cache.
             life(driver, &mut |measure, value| {

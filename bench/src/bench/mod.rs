@@ -62,6 +62,20 @@ struct Subject<'a> {
     execs: usize,
 }
 
+impl<'a> Subject<'a> {
+    /// The shims in the order of this round, with their numbers. What one leaves behind (dying cgroups, cold caches) slows whoever is next: over the
+    /// rounds each comes after each other, and after itself.
+    fn turns(&self, round: usize) -> Vec<(usize, &'a Rc<Driver>)> {
+        let mut turns: Vec<_> = self.drivers.iter().enumerate().collect();
+        let count = turns.len().max(1);
+        turns.rotate_left(round % count);
+        if (round / count) % 2 == 1 {
+            turns.reverse();
+        }
+        turns
+    }
+}
+
 /// Measures; prints the table as it comes. Call inside a tokio `LocalSet`.
 pub async fn run(plan: &Plan) -> Result<Report, DriverError> {
     let mut report = Report::new(plan.candidates.iter().map(|candidate| candidate.label.clone()).collect());

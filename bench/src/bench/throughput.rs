@@ -22,8 +22,8 @@ const LAP: Duration = Duration::from_secs(3);
 const SHORT_LAP: Duration = Duration::from_millis(700);
 
 pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<(), DriverError> {
-    for _ in 0..subject.rounds.clamp(1, 5) {
-        for (shim, driver) in subject.drivers.iter().enumerate() {
+    for round in 0..subject.rounds.clamp(1, 5) {
+        for (shim, driver) in subject.turns(round) {
             let mut sample = |measure, value| report.add(measure, shim, value);
             let id = driver.fresh("throughput");
             let (pod, mut client) = driver.running(&id, &["sleep", "100000"]).await?;
