@@ -37,8 +37,6 @@ impl Publisher {
         let mut complained = false;
         loop {
             self.queue.wait_filled().await;
-            // Whoever waits for the answer that this event belongs to goes first.
-            tokio::task::yield_now().await;
             match self.send_head(&mut connection).await {
                 Ok(()) => {
                     if complained {
