@@ -301,11 +301,22 @@ impl Driver {
 
     /// Runs the `delete` action and removes the bundle.
     pub async fn clean_up(&self, id: &str, bundle: &Path) -> Result<()> {
+        self.delete(id, bundle).await?;
+        self.discard(id, bundle).await
+    }
+
+    /// The `delete` action alone.
+    pub async fn delete(&self, id: &str, bundle: &Path) -> Result<()> {
         let output = self.command(id, bundle).arg("-bundle").arg(bundle).arg("delete").output();
         let output = within("delete", output).await?.map_err(fail("run delete"))?;
         if !output.status.success() {
             return Err(DriverError(format!("delete: {}", String::from_utf8_lossy(&output.stderr))));
         }
+        Ok(())
+    }
+
+    /// Forgets a container that has been cleaned up after, and removes its bundle.
+    pub async fn discard(&self, id: &str, bundle: &Path) -> Result<()> {
         self.sockets_of.borrow_mut().remove(id);
         if let Some(reader) = self.logs.borrow_mut().remove(id) {
             reader.abort();

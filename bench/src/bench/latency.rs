@@ -107,8 +107,9 @@ async fn life(driver: &Rc<Driver>, sample: &mut impl FnMut(Measure, f64)) -> Res
     lap(DELETE, begun);
     client.shutdown(&id).await;
     let begun = Instant::now();
-    driver.clean_up(&id, &pod.bundle).await?;
+    driver.delete(&id, &pod.bundle).await?;
     lap(CLEAN_UP, begun);
+    driver.discard(&id, &pod.bundle).await?;
     sample(WHOLE, whole);
     Ok(())
 }
