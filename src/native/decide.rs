@@ -242,6 +242,7 @@ pub fn decide(
             spec.apparmor_profile.is_empty() && !init.apparmor_profile.is_empty(),
             "no AppArmor profile, but the container has one",
         ),
+        (spec.apparmor_profile.is_empty() && !runtimes.labelled_alike, "another security label than ours"),
         (config.linux.intel_rdt.is_some(), "Intel RDT"),
         (config.linux.personality.is_some(), "a personality"),
         (config.linux.time_offsets.is_some(), "time offsets"),
@@ -257,10 +258,6 @@ pub fn decide(
         (cgroup.is_none(), "an unknown cgroup"),
         (has_nul(&spec), "a NUL"),
     ];
-    let apparmor = Some(spec.apparmor_profile).filter(|profile| !profile.is_empty());
-    if apparmor.is_none() && !runtimes.labelled_alike {
-        return Err("another security label than ours".to_owned());
-    }
     if let Some((_, reason)) = reasons.iter().find(|(is_so, _)| *is_so) {
         return Err((*reason).to_owned());
     }
@@ -277,7 +274,7 @@ pub fn decide(
         gid: spec.user.gid,
         groups: spec.user.additional_gids,
         capabilities: capabilities.as_ref().map(capability_sets).transpose()?,
-        apparmor,
+        apparmor: Some(spec.apparmor_profile).filter(|profile| !profile.is_empty()),
         no_new_privileges: spec.no_new_privileges,
         cwd: spec.cwd,
         env: environment(&spec.env)?,

@@ -130,8 +130,8 @@ fn prepare(plan: &Plan) -> Result<(String, Vec<String>), Failed> {
     let errno = |what: &'static str| move |e: rustix::io::Errno| failed(what)(e.into());
     rustix::process::setsid().map_err(errno("setsid"))?;
     // Of the container's processes alone. Not its /proc: there an attribute may be somebody's own file (CVE-2019-16884).
-    let proc =
-        plan.apparmor.as_ref().map(|_| enter::processes()).transpose().map_err(failed("mount a /proc"))?;
+    let confinement = plan.apparmor.as_deref().map(|profile| enter::processes().map(|proc| (profile, proc)));
+    let confinement = confinement.transpose().map_err(failed("mount a /proc"))?;
     if let Some(name) = &plan.keyring {
         match enter::join_session_keyring(name) {
             // Kernels without keyrings.
@@ -164,7 +164,7 @@ fn prepare(plan: &Plan) -> Result<(String, Vec<String>), Failed> {
     if let Some([_, effective, permitted, inheritable, ambient]) = plan.capabilities {
         set_capabilities(effective, permitted, inheritable, ambient)?;
     }
-    if let (Some(profile), Some(proc)) = (&plan.apparmor, proc) {
+    if let Some((profile, proc)) = confinement {
         become_confined(profile, proc.as_fd()).map_err(failed("set the AppArmor profile"))?;
     }
     let environment = environment(plan);

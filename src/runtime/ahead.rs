@@ -48,8 +48,8 @@ impl Ahead {
         Some(pid)
     }
 
-    /// The helper that is needed no longer.
+    /// The helper that is needed no longer; `None` if it has ended by itself: its pid may be another's by now.
     pub(super) fn end(&self) -> Option<u32> {
-        self.helper.take().map(|(pid, _)| pid)
+        self.helper.take().filter(|(_, begun)| begun.elapsed() < LIFE).map(|(pid, _)| pid)
     }
 }

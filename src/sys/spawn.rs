@@ -180,7 +180,7 @@ pub fn to_its_end(command: &mut Command, limit: Duration) -> io::Result<(ExitSta
     Ok((status, String::from_utf8_lossy(&text).trim_end().to_owned()))
 }
 
-/// The same for work of which nobody hears; it keeps no descriptor, and dies with us.
+/// A [`helper`] of whose work nobody hears: it keeps no descriptor, and dies with us.
 pub fn errand(work: impl FnOnce()) -> io::Result<u32> {
     forked(|| {
         super::signals::forget_handlers();
