@@ -2,7 +2,10 @@
 //!
 //! They are small and lie on a tmpfs, so they are read and written synchronously.
 
-use crate::protocol::{Timestamp, options::Options};
+use crate::{
+    id::Id,
+    protocol::{Timestamp, options::Options},
+};
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
@@ -271,6 +274,14 @@ pub fn annotations_in(config: &[u8]) -> serde_json::Result<BTreeMap<String, Stri
 /// Whether an error says that there is no such file (a parent that is no directory counts).
 pub fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// The file in which the runtime names a container's init.
+pub const INIT_PID: &str = "init.pid";
+
+/// The one in which it names an exec.
+pub fn exec_pid(exec: &Id) -> String {
+    format!("{exec}.pid")
 }
 
 /// Reads at most `limit` bytes of a file; never waits on a fifo.

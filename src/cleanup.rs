@@ -3,7 +3,7 @@
 
 use crate::{
     args::Common,
-    bundle::Bundle,
+    bundle::{Bundle, INIT_PID},
     mount,
     protocol::{Timestamp, task::DeleteResponse},
     runtime::Runtime,
@@ -22,7 +22,7 @@ const KILLED: u32 = 137;
 pub fn run(common: &Common) -> Vec<u8> {
     let bundle = bundle_of(common);
     let options = bundle.options().unwrap_or_default();
-    let pid = bundle.pid("init.pid").unwrap_or(0);
+    let pid = bundle.pid(INIT_PID).unwrap_or(0);
     let runtime = Runtime::new(&options, &common.namespace, &bundle);
     if runtime.knows(&common.id) {
         force_delete(&runtime, &common.id);
@@ -51,9 +51,7 @@ fn bundle_of(common: &Common) -> Bundle {
 fn force_delete(runtime: &Runtime, id: &crate::id::Id) {
     let mut command = runtime.command();
     command.args(["delete", "--force", id.as_str()]);
-    let null = std::process::Stdio::null;
-    command.stdin(null()).stdout(null()).stderr(null());
-    let Ok(pid) = sys::spawn::dependent(&mut command) else { return };
+    let Ok(pid) = command.start(&[None, None, None], &[]) else { return };
     if !ended_in_time(pid) {
         let _ = sys::process::signal_child(pid, libc::SIGKILL);
     }

@@ -6,13 +6,12 @@ use crate::{
         Any,
         info::{RuntimeInfo, RuntimeVersion},
     },
-    sys,
+    sys::program::Program,
 };
 use prost::Message;
 use std::{
     io::{self, Read},
     os::fd::OwnedFd,
-    process::Command,
 };
 
 /// Type URL under which containerd looks for the runtime's features.
@@ -90,11 +89,9 @@ fn is_installed(binary: &str) -> bool {
 /// `BINARY features`: JSON, or nothing.
 fn features(binary: &str) -> Option<Vec<u8>> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).ok()?;
-    let mut command = Command::new(binary);
-    command.arg("features").stdin(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-    command.stdout(write);
-    let pid = sys::spawn::dependent(&mut command).ok()?;
-    drop(command);
+    let streams = [None, Some(write), None];
+    let pid = Program::new(binary).arg("features").start(&streams, &[]).ok()?;
+    drop(streams);
     let json = read_all(read)?;
     let status = rustix::process::waitpid(
         rustix::process::Pid::from_raw(pid.cast_signed()),

@@ -10,7 +10,7 @@ mod native;
 pub use checkpoint::{Checkpoint, SaveState};
 
 use crate::{
-    bundle::{Bundle, BundleError, RecordedExit},
+    bundle::{Bundle, BundleError, INIT_PID, RecordedExit, exec_pid},
     cgroups::{Cgroup, OomWatch},
     container::{Container, Effect, Event, Exit, Notice, PidNamespace, Refusal, Status, Stdio},
     events::{EventQueue, Topic},
@@ -21,13 +21,13 @@ use crate::{
     protocol::{Mount, Timestamp, events, options::Options},
     rpc::Abandoned,
     runtime::{self, CallStdio, Failure, Runtime},
-    sys,
+    sys::{self, process::ExitStatus},
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
-    os::unix::fs::DirBuilderExt,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::PathBuf,
     rc::Rc,
     time::Duration,
@@ -274,6 +274,34 @@ impl Shim {
         if request.checkpoint.is_none() {
             self.runtimes.expect_birth();
         }
+        // The mounting has a process of its own. Meanwhile we prepare what else is needed.
+        let mounting = self.begin_mounting(&request);
+        let prepared = self.prepare(&request);
+        let mounted = match mounting {
+            Ok(Some(helper)) => self
+                .end_of(helper)
+                .await
+                .map_err(|reason| ShimError::Rootfs { context: "failed to mount rootfs component", reason }),
+            Ok(None) => Ok(()),
+            Err(e) => Err(e),
+        };
+        let has_mounts = mounted.is_ok() && !request.rootfs.is_empty();
+        let created = match prepared.and_then(|prepared| mounted.map(|()| prepared)) {
+            Ok((io, manner)) => self.create_process(&request, &io, manner).await.inspect_err(|_| io.close()),
+            Err(e) => Err(e),
+        };
+        reservation.fulfilled.set(created.is_ok());
+        if created.is_err()
+            && has_mounts
+            && let Err(reason) = self.unmount(&request.bundle).await
+        {
+            log::warn!("unmount after a failed create container={}: {reason}", request.id);
+        }
+        created
+    }
+
+    /// What a Create needs beside the rootfs. Nothing is opened yet.
+    fn prepare(&self, request: &Create) -> Result<(Rc<ProcessIo>, Manner), ShimError> {
         let traits = request.bundle.traits()?;
         let manner = Manner {
             pid_namespace: match traits.has_private_pid_namespace {
@@ -294,23 +322,7 @@ impl Shim {
         };
         let plan = Plan::new(&request.stdio, self.namespace.as_str(), request.id.as_str(), spool)?;
         request.bundle.write_options(&request.options)?;
-        let io = ProcessIo::new(plan);
-        self.mount_rootfs(&request).await?;
-        match self.create_process(&request, &io, manner).await {
-            Ok(pid) => {
-                reservation.fulfilled.set(true);
-                Ok(pid)
-            }
-            Err(e) => {
-                io.close();
-                if !request.rootfs.is_empty()
-                    && let Err(reason) = self.unmount(&request.bundle).await
-                {
-                    log::warn!("unmount after a failed create container={}: {reason}", request.id);
-                }
-                Err(e)
-            }
-        }
+        Ok((ProcessIo::new(plan), manner))
     }
 
     fn reserve(self: &Rc<Self>, id: &Id) -> Result<Reservation, ShimError> {
@@ -326,9 +338,10 @@ impl Shim {
         Ok(Reservation { shim: Rc::clone(self), id: id.clone(), fulfilled: Cell::new(false) })
     }
 
-    async fn mount_rootfs(&self, request: &Create) -> Result<(), ShimError> {
+    /// Starts mounting the rootfs; `None` if there is nothing to mount.
+    fn begin_mounting(&self, request: &Create) -> Result<Option<Helper>, ShimError> {
         if request.rootfs.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let rootfs = request.bundle.rootfs();
         match std::fs::DirBuilder::new().mode(0o711).create(&rootfs) {
@@ -339,8 +352,8 @@ impl Shim {
         }
         let mounts = &request.rootfs;
         self.in_helper(|| mount::mount_all(mounts, &rootfs).map_err(|e| chain(&e)))
-            .await
-            .map_err(|reason| ShimError::Rootfs { context: "failed to mount rootfs component", reason })
+            .map(Some)
+            .map_err(|source| ShimError::Io { verb: "start a helper that mounts the rootfs", source })
     }
 
     async fn create_process(
@@ -358,8 +371,7 @@ impl Shim {
         io.start_logger(&self.reaper).await?;
         io.open_stdin()?;
         let console = io.is_terminal().then(|| ConsoleSocket::bind(bundle, "init")).transpose()?;
-        let pid_file = bundle.join("init.pid").to_string_lossy().into_owned();
-        let mut arguments = vec!["--pid-file", &pid_file];
+        let mut arguments = Vec::new();
         if let Some(console) = &console {
             arguments.extend(["--console-socket", console.name()]);
         }
@@ -413,7 +425,7 @@ impl Shim {
         if let Some(console) = console {
             io.attach_console(console.receive()?)?;
         }
-        let pid = bundle.pid("init.pid")?;
+        let pid = bundle.pid(INIT_PID)?;
         let cgroup = Cgroup::of_process(pid).map(Rc::new);
         if let Err(e) = &cgroup {
             log::warn!("cgroup unknown container={id} pid={pid}: {e}");
@@ -609,7 +621,6 @@ impl Shim {
         }
         self.runtimes.expect_birth();
         let spec_name = format!("{exec}.process.json");
-        let pid_name = format!("{exec}.pid");
         match io.size() {
             // Through the runtime: by the time that we get the console, the program may have looked already.
             Some(size) if io.is_terminal() => {
@@ -619,9 +630,9 @@ impl Shim {
         }
         let _spec_file = Removed(&bundle, &spec_name);
         let console = io.is_terminal().then(|| ConsoleSocket::bind(&bundle, exec.as_str())).transpose()?;
-        let (spec_path, pid_path) = (bundle.join(&spec_name), bundle.join(&pid_name));
-        let (spec_path, pid_path) = (spec_path.to_string_lossy(), pid_path.to_string_lossy());
-        let mut arguments: Vec<&str> = vec!["--process", &spec_path, "--pid-file", &pid_path];
+        let spec_path = bundle.join(&spec_name);
+        let spec_path = spec_path.to_string_lossy();
+        let mut arguments: Vec<&str> = vec!["--process", &spec_path];
         if let Some(console) = &console {
             arguments.extend(["--console-socket", console.name()]);
         }
@@ -634,7 +645,7 @@ impl Shim {
             }
             None => Ok(()),
         }
-        .and_then(|()| Ok(bundle.pid(&pid_name)?))
+        .and_then(|()| Ok(bundle.pid(&exec_pid(exec))?))
         .and_then(|pid| self.adopt_exec(id, exec, pid));
         if adopted.is_err()
             && let Ok(PidNamespace::Private) = self.with(id, |owned| owned.state.pid_namespace)
@@ -922,7 +933,7 @@ impl Shim {
                 DRAIN_LIMIT.as_secs()
             );
         }
-        bundle.remove(&format!("{exec}.pid"));
+        bundle.remove(&exec_pid(exec));
         let deleted = self.with(id, |owned| {
             owned.exec_io.remove(exec);
             owned.state.process(Some(exec)).map(|p| Deleted { pid: p.pid, exit: p.exit })
@@ -935,31 +946,33 @@ impl Shim {
 
     async fn unmount(&self, bundle: &Bundle) -> Result<(), String> {
         let rootfs = bundle.rootfs();
-        self.in_helper(|| match mount::unmount_below(&rootfs) {
+        let helper = self.in_helper(|| match mount::unmount_below(&rootfs) {
             None => Ok(()),
             Some((point, errno)) => {
                 Err(format!("unmount {}: {}", point.display(), std::io::Error::from_raw_os_error(errno)))
             }
-        })
-        .await
+        });
+        self.end_of(helper.map_err(|e| format!("start a helper: {e}"))?).await
     }
 
-    /// Runs something that may block in the kernel in a process of its own.
-    async fn in_helper(&self, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-        let (read, write) =
-            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|e| format!("pipe: {e}"))?;
-        let pid = sys::spawn::helper(write, work).map_err(|e| format!("fork: {e}"))?;
-        let ended = self.reaper.watch_child(pid);
-        match tokio::time::timeout(MOUNT_DEADLINE, ended).await {
+    /// Begins something that may block in the kernel, in a process of its own.
+    fn in_helper(&self, work: impl FnOnce() -> Result<(), String>) -> std::io::Result<Helper> {
+        let (report, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let pid = sys::spawn::helper(write, work)?;
+        Ok(Helper { pid, ended: Box::pin(self.reaper.watch_child(pid)), report })
+    }
+
+    async fn end_of(&self, helper: Helper) -> Result<(), String> {
+        match tokio::time::timeout(MOUNT_DEADLINE, helper.ended).await {
             Ok(0) => Ok(()),
             Ok(_) => {
                 let mut text = vec![0; 4096];
-                let length = rustix::io::read(&read, &mut text).unwrap_or(0);
+                let length = rustix::io::read(&helper.report, &mut text).unwrap_or(0);
                 text.truncate(length);
                 Err(String::from_utf8_lossy(&text).into_owned())
             }
             Err(_) => {
-                self.reaper.signal_child(pid, libc::SIGKILL);
+                self.reaper.signal_child(helper.pid, libc::SIGKILL);
                 Err(format!("no answer from the kernel in {} s", MOUNT_DEADLINE.as_secs()))
             }
         }
@@ -1024,9 +1037,8 @@ impl Shim {
 
     /// Applies an event to a container and carries out the effects, in order.
     fn apply(self: &Rc<Self>, id: &Id, event: Event) -> Result<(), ShimError> {
-        let name = format!("{event:?}");
+        let name = brief(&event);
         let effects = self.with(id, |owned| owned.state.apply(event))??;
-        let name: String = name.chars().take_while(|c| *c != '{' || name.len() < 80).take(80).collect();
         self.note(&format!("{id} {name}"));
         for effect in effects {
             match effect {
@@ -1241,6 +1253,35 @@ impl Ring {
     fn lines(&self) -> impl Iterator<Item = std::borrow::Cow<'_, str>> {
         self.0.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(String::from_utf8_lossy)
     }
+}
+
+/// An event for the record: without what it carries if that is long.
+fn brief(event: &Event) -> String {
+    struct Brief(String);
+    impl std::fmt::Write for Brief {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            const MOST: usize = 80;
+            if self.0.len() + text.len() > MOST {
+                // Ends the formatting: a process spec would be some ten KiB.
+                return Err(std::fmt::Error);
+            }
+            self.0.push_str(text);
+            Ok(())
+        }
+    }
+    let mut brief = Brief(String::new());
+    match std::fmt::Write::write_fmt(&mut brief, format_args!("{event:?}")) {
+        Ok(()) => brief.0,
+        Err(_) => brief.0.split('{').next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// A process that does something for us and ends.
+struct Helper {
+    pid: u32,
+    ended: std::pin::Pin<Box<dyn Future<Output = ExitStatus>>>,
+    /// What it says if it fails.
+    report: OwnedFd,
 }
 
 /// Frees the id again if Create fails.

@@ -90,6 +90,14 @@ impl Cgroup {
         directories
     }
 
+    /// One of its directories that is there.
+    pub fn any_directory(&self) -> Option<&Path> {
+        match self {
+            Self::V1(paths) => paths.iter().map(|(_, path)| path.as_path()).find(|path| path.exists()),
+            Self::V2(path) => Some(path),
+        }
+    }
+
     /// Pids of all processes in it and below it.
     pub fn pids(&self) -> io::Result<Vec<u32>> {
         let directory = ["devices", "pids", "memory", "freezer", "name=systemd"]

@@ -8,4 +8,4 @@ mod births;
 mod reaper;
 
 pub use births::BirthGuard;
-pub use reaper::{Exited, ProcessKey, Reaper};
+pub use reaper::{Exited, ProcessKey, Reaper, parent_of};

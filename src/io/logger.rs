@@ -4,13 +4,16 @@
 //! Its pipes stay ours: a logger that dies is started again on the same ones and finds what its predecessor had not read.
 
 use super::{StdioError, stdio::LoggerPlan};
-use crate::{exits::Reaper, protocol::inspect, sys};
+use crate::{
+    exits::Reaper,
+    protocol::inspect,
+    sys::{self, program::Program},
+};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     cell::{Cell, RefCell},
     io,
     os::fd::OwnedFd,
-    process::{Command, Stdio},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -71,7 +74,7 @@ impl Logger {
             ended: Cell::default(),
             changed: Notify::new(),
         });
-        let (ready, exited) = logger.spawn().map_err(fail.clone()("start logger"))?;
+        let (ready, exited) = logger.spawn().await.map_err(fail.clone()("start logger"))?;
         Rc::clone(&logger).supervise(exited);
         let said = tokio::time::timeout(READY, wait_ready(ready)).await;
         let refusal = match said {
@@ -101,22 +104,23 @@ impl Logger {
     }
 
     /// Starts the program. Returns our end of its readiness, and the future of its exit status.
-    fn spawn(&self) -> io::Result<(OwnedFd, impl Future<Output = u32> + use<>)> {
-        let inputs = self.inputs.borrow();
-        let [out, err] = inputs.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    async fn spawn(&self) -> io::Result<(OwnedFd, impl Future<Output = u32> + use<>)> {
+        let inputs = match &*self.inputs.borrow() {
+            Some([out, err]) => [out.try_clone()?, err.try_clone()?],
+            None => return Err(io::ErrorKind::NotFound.into()),
+        };
+        let [out, err] = inputs;
         let (ready, says_ready) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let mut command = Command::new(&self.plan.path);
-        command
+        let mut program = Program::new(&self.plan.path);
+        program
             .args(&self.plan.arguments)
             .env_clear()
             .env("CONTAINER_ID", &self.plan.id)
-            .env("CONTAINER_NAMESPACE", &self.plan.namespace)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let pid = sys::spawn::lasting(&mut command, vec![out.try_clone()?, err.try_clone()?, says_ready])?;
+            .env("CONTAINER_NAMESPACE", &self.plan.namespace);
+        let turn = self.reaper.turn().await;
+        let (pid, exited) = turn.start_lasting(&program, [None, None, None], &[out, err, says_ready]).await?;
         self.pid.set(pid);
-        Ok((ready, self.reaper.watch_lasting_child(pid)))
+        Ok((ready, exited))
     }
 
     /// Starts it again when it dies, as long as that makes sense.
@@ -142,7 +146,7 @@ impl Logger {
                     break;
                 }
                 begun = Instant::now();
-                match self.spawn() {
+                match self.spawn().await {
                     // Nobody waits for its readiness any more: its input lies in the pipes.
                     Ok((_, next)) => exited = Box::pin(next),
                     Err(e) => {

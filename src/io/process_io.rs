@@ -9,6 +9,7 @@ use super::{
 use crate::{
     exits::Reaper,
     protocol::{inspect, options::Options},
+    sys::program::Streams,
 };
 use rustix::{
     fs::{FileType, Mode, OFlags},
@@ -20,7 +21,6 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
-    process::Stdio,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -39,12 +39,12 @@ const READER_LOOK: Duration = Duration::from_millis(1);
 const FINAL_PUMPS: usize = 2;
 
 /// The ends that the process gets: stdin, stdout, stderr; /dev/null where there is none.
-pub struct ChildEnds([Option<OwnedFd>; 3]);
+pub struct ChildEnds(Streams);
 
 impl ChildEnds {
-    /// For a command.
-    pub fn into_stdio(self) -> [Stdio; 3] {
-        self.0.map(|end| end.map_or_else(Stdio::null, Stdio::from))
+    /// For a program.
+    pub fn into_streams(self) -> Streams {
+        self.0
     }
 
     /// The same pipes once more.

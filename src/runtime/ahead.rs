@@ -36,8 +36,8 @@ impl Ahead {
         let begun = Instant::now();
         #[allow(clippy::disallowed_methods, reason = "in a helper, which has no loop")]
         let pid = sys::spawn::errand(move || {
-            let own = Cgroup::of_process(std::process::id()).map(|cgroup| cgroup.directories());
-            let Some(directory) = own.unwrap_or_default().into_iter().next() else { return };
+            let Ok(own) = Cgroup::of_process(std::process::id()) else { return };
+            let Some(directory) = own.any_directory() else { return };
             let list = directory.join("cgroup.procs");
             while begun.elapsed() < LIFE && cgroups::enter(&list, 0).is_ok() {
                 std::thread::sleep(PAUSE);

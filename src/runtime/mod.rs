@@ -6,15 +6,18 @@
 mod ahead;
 mod call;
 mod failure;
+mod naming;
 
 pub use call::{Births, CallStdio, Caller};
 pub use failure::{Failure, last_error_in};
 
-use crate::{bundle::Bundle, id::Id, protocol::options::Options, sys};
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
+use crate::{
+    bundle::Bundle,
+    id::Id,
+    protocol::options::Options,
+    sys::{self, program::Program},
 };
+use std::path::{Path, PathBuf};
 
 /// State directory of the runtime unless the options name one; below it a directory a namespace.
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
@@ -53,13 +56,18 @@ impl Runtime {
         self.root.join(id.as_str()).exists()
     }
 
+    /// Where runc keeps what it knows of this container.
+    fn record(&self, id: &Id) -> PathBuf {
+        self.root.join(id.as_str()).join("state.json")
+    }
+
     /// The command with its global flags, running in the bundle; errors go to the bundle's log.json.
-    pub fn command(&self) -> Command {
+    pub fn command(&self) -> Program {
         self.command_logging_to(&self.bundle.join("log.json"))
     }
 
-    fn command_logging_to(&self, log: &Path) -> Command {
-        let mut command = Command::new(&self.binary);
+    fn command_logging_to(&self, log: &Path) -> Program {
+        let mut command = Program::new(&self.binary);
         let has_bundle = self.bundle.is_dir();
         // A runtime that cannot open its log does nothing; without a bundle its stderr speaks.
         let log = if has_bundle { log } else { Path::new("/dev/null") };

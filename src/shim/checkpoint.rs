@@ -117,9 +117,9 @@ impl Shim {
         io.start_logger(&self.reaper).await?;
         io.open_stdin()?;
         let console = io.is_terminal().then(|| ConsoleSocket::bind(&bundle, "init")).transpose()?;
-        let (image, pid_file) = (checkpoint.image(), bundle.join("init.pid").to_string_lossy().into_owned());
+        let image = checkpoint.image();
         let parent = checkpoint.parent.as_deref().map(|parent| parent.to_string_lossy().into_owned());
-        let mut arguments = vec!["--image-path", image.as_str(), "--pid-file", &pid_file];
+        let mut arguments = vec!["--image-path", image.as_str()];
         if !options.criu_work_path.is_empty() {
             arguments.extend(["--work-path", &options.criu_work_path]);
         }

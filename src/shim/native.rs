@@ -7,10 +7,10 @@ use crate::{
     id::Id,
     io::ChildEnds,
     native::{self, Runtimes},
-    sys,
+    sys::{self, program::Program},
 };
 use rustix::pipe::{PipeFlags, pipe_with};
-use std::{io, os::fd::OwnedFd, process::Command, rc::Rc, time::Duration};
+use std::{io, os::fd::OwnedFd, rc::Rc, time::Duration};
 use tokio::{io::AsyncReadExt, net::unix::pipe};
 
 /// How long the helper may take: it waits for nothing but a file system that hangs.
@@ -75,12 +75,16 @@ impl Shim {
             init,
             sys::spawn::sealed_self().map_err(failed("copy the binary"))?,
         ];
-        let [stdin, stdout, stderr] = ends.duplicate().map_err(failed("duplicate the pipes"))?.into_stdio();
-        let mut command = Command::new(format!("/proc/self/fd/{}", native::descriptors::BINARY));
-        std::os::unix::process::CommandExt::arg0(&mut command, native::NAME);
-        command.env_clear().stdin(stdin).stdout(stdout).stderr(stderr);
-        let (pid, ended) =
-            self.runtimes.spawn(command, &descriptors).await.map_err(failed("start the helper"))?;
+        let streams = ends.duplicate().map_err(failed("duplicate the pipes"))?.into_streams();
+        let mut program = Program::new(format!("/proc/self/fd/{}", native::descriptors::BINARY));
+        program.name(native::NAME).env_clear();
+        let (pid, ended) = self
+            .reaper
+            .turn()
+            .await
+            .start(&program, streams, &descriptors)
+            .await
+            .map_err(failed("start the helper"))?;
         drop(descriptors);
         let report = pipe::Receiver::from_owned_fd(read).map_err(failed("read the report"))?;
         let mut text = Vec::new();

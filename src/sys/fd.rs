@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     rc::Rc,
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -48,6 +48,18 @@ pub fn watch(fd: Rc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Rc<Owned
     // SAFETY: the Rc keeps the descriptor open at least as long as the AsyncFd lives, and an OwnedFd never changes its
     // number.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
+}
+
+/// Asks for a SIGIO to us whenever a file is renamed in this directory, until it is closed (fcntl(2), F_NOTIFY). The signal must have a handler.
+pub fn notify_of_renames(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // linux/fcntl.h
+    const DN_RENAME: libc::c_ulong = 0x10;
+    const DN_MULTISHOT: libc::c_ulong = 0x8000_0000;
+    // SAFETY: F_NOTIFY takes an integer; the descriptor is borrowed, hence open.
+    if unsafe { libc::fcntl(directory.as_raw_fd(), libc::F_NOTIFY, DN_RENAME | DN_MULTISHOT) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// A file in memory with this content, to be read from the beginning.

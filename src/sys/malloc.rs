@@ -1,5 +1,6 @@
 //! glibc's allocator, tuned for a process that mostly sleeps.
 
+use super::program::Program;
 use std::process::Command;
 
 /// glibc keeps what is freed in a cache of its thread, some 200 KiB after a burst of calls, which malloc_trim(3) does not give back. It can be
@@ -14,10 +15,10 @@ pub fn keep_nothing(command: &mut Command) {
     }
 }
 
-/// For the commands that the daemon runs: they are not to have what was meant for us.
-pub fn as_they_like(command: &mut Command) {
+/// For the programs that the daemon runs: they are not to have what was meant for us.
+pub fn as_they_like(program: &mut Program) {
     if std::env::var_os(VARIABLE).is_some_and(|value| value == NO_CACHE) {
-        command.env_remove(VARIABLE);
+        program.env_remove(VARIABLE);
     }
 }
 

@@ -8,6 +8,7 @@ pub mod idmap;
 pub mod loopdev;
 pub mod malloc;
 pub mod process;
+pub mod program;
 pub mod pty;
 pub mod signals;
 pub mod spawn;

@@ -30,33 +30,45 @@ pub fn survive_harmless() {
     }
 }
 
-/// Keeps every signal waiting until [`unblock`]: a daemon that is told to end before it listens would die and leave its socket.
-/// A fault of ours still ends us: the kernel does not let those wait. Async-signal-safe.
-pub(super) fn block() -> io::Result<()> {
-    mask(libc::SIG_BLOCK)
+/// Keeps every signal waiting until [`unblock`], or until the mask that it returns is [restored](restore): a daemon that is told to end before it
+/// listens would die and leave its socket. A fault of ours still ends us: the kernel does not let those wait. Async-signal-safe.
+pub(super) fn block() -> io::Result<libc::sigset_t> {
+    mask(libc::SIG_BLOCK, &all())
 }
 
 /// Lets them come, also those that have waited.
 pub fn unblock() -> io::Result<()> {
-    mask(libc::SIG_UNBLOCK)
+    mask(libc::SIG_UNBLOCK, &all()).map(drop)
+}
+
+/// Goes back to what [`block`] has found.
+pub(super) fn restore(before: &libc::sigset_t) {
+    // Its only errors are about its arguments.
+    let _ = mask(libc::SIG_SETMASK, before);
 }
 
 /// Takes the daemon's handlers away, in a child that goes on with our code: they write into the event loop's descriptors by number, and
-/// there those numbers may be something else.
+/// there those numbers may be something else. PIPE, which the standard library ignores, is as programs expect it. Async-signal-safe.
 pub(super) fn forget_handlers() {
-    for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR1] {
+    for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGIO, libc::SIGPIPE] {
         // SAFETY: integers; the default needs no code of ours.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
 
-fn mask(how: libc::c_int) -> io::Result<()> {
-    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+fn all() -> libc::sigset_t {
+    let mut all = std::mem::MaybeUninit::uninit();
     // SAFETY: sigfillset writes the whole set.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: the set was initialised above; nobody asks for the old one.
-    match unsafe { libc::pthread_sigmask(how, all.as_ptr(), std::ptr::null_mut()) } {
-        0 => Ok(()),
+    // SAFETY: it was written above.
+    unsafe { all.assume_init() }
+}
+
+fn mask(how: libc::c_int, set: &libc::sigset_t) -> io::Result<libc::sigset_t> {
+    let mut before = all();
+    // SAFETY: both sets live until the call returns.
+    match unsafe { libc::pthread_sigmask(how, set, &raw mut before) } {
+        0 => Ok(before),
         number => Err(io::Error::from_raw_os_error(number)),
     }
 }

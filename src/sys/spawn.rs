@@ -1,4 +1,4 @@
-//! Birth of children. Every process that we start is started here, and whoever starts one tells the reaper.
+//! Helpers: children that go on with our code. Programs: `program.rs`. Whoever starts either tells the reaper.
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -18,30 +18,6 @@ use std::{
 
 /// What is kept of a program's output, bytes.
 const MAX_OUTPUT: usize = 2048;
-
-/// Starts a program that dies with us (PR_SET_PDEATHSIG KILL). Returns its pid; nobody but the reaper waits for it.
-pub fn dependent(command: &mut Command) -> io::Result<u32> {
-    dependent_with(command, &[])
-}
-
-/// The same, with these descriptors as 3, 4 …
-pub fn dependent_with(command: &mut Command, descriptors: &[OwnedFd]) -> io::Result<u32> {
-    let parent = rustix::process::getpid();
-    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    // SAFETY: the hook runs between fork and exec and makes system calls; it allocates nothing and takes no lock.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            super::process::restore_umask();
-            // The parent may have died before the call above.
-            if rustix::process::getppid() != Some(parent) {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
-            }
-            place(&numbers)
-        });
-    }
-    started(command)
-}
 
 /// A sealed copy of our own binary: whoever gets hold of it can change nothing, least of all the file that the node runs
 /// (CVE-2019-5736).
@@ -67,62 +43,44 @@ pub fn sealed_self() -> io::Result<OwnedFd> {
     Ok(copy)
 }
 
-/// Starts a program that outlives us: own process group, `descriptors` as 3, 4 …, signals blocked.
-pub fn lasting(command: &mut Command, descriptors: Vec<OwnedFd>) -> io::Result<u32> {
-    detach(command, &descriptors);
-    let pid = started(command);
-    drop(descriptors);
-    pid
-}
-
-/// The same for the daemon, which calls `signals::unblock`. Does not wait until the program runs, which is a quarter of `start`: if it cannot be run,
-/// the child calls `failed` and ends, and its descriptors close with it.
+/// Starts the daemon: own process group, `descriptors` as 3, 4 …, signals blocked until it calls `signals::unblock`. Does not wait until the program
+/// runs, which is a quarter of `start`: if it cannot be run, the child calls `failed` and ends, and its descriptors close with it.
 pub fn daemon(mut command: Command, descriptors: Vec<OwnedFd>, failed: impl FnOnce()) -> io::Result<u32> {
-    detach(&mut command, &descriptors);
+    command.process_group(0);
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    // SAFETY: the hook duplicates descriptors, on memory allocated before the fork, and sets the signal mask.
+    unsafe {
+        command.pre_exec(move || place(&numbers, 3).and_then(|()| super::signals::block().map(drop)));
+    }
     // Before the fork: a signal to the child must wait too.
-    super::signals::block()?;
+    let before = super::signals::block()?;
     let child = forked(|| {
         let _ = command.exec();
         failed();
         1
     });
-    super::signals::unblock()?;
+    super::signals::restore(&before);
     child
 }
 
-fn detach(command: &mut Command, descriptors: &[OwnedFd]) {
-    command.process_group(0);
-    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    // SAFETY: the hook duplicates descriptors, on memory allocated before the fork, and sets the signal mask.
-    unsafe {
-        command.pre_exec(move || place(&numbers).and_then(|()| super::signals::block()));
-    }
-}
-
-/// Puts `numbers[i]` at descriptor 3 + i, without close-on-exec. First out of the way, then into place, so that
-/// none overwrites another.
-fn place(numbers: &[RawFd]) -> io::Result<()> {
+/// Puts `numbers[i]` at descriptor `first` + i, without close-on-exec. First out of the way, then into place, so that none overwrites another; what the
+/// parking has overwritten is not ours to use. Async-signal-safe.
+pub(super) fn place(numbers: &[RawFd], first: RawFd) -> io::Result<()> {
     const PARKING: RawFd = 64;
-    for (source, parked) in numbers.iter().zip(PARKING..) {
-        duplicate(*source, parked)?;
+    let parking = || (PARKING..).filter(|number| !numbers.contains(number));
+    for (source, parked) in numbers.iter().zip(parking()) {
+        // SAFETY: dup3 takes integers; in the child no owner of `parked` is left.
+        if unsafe { libc::dup3(*source, parked, libc::O_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
-    for (parked, target) in (PARKING..).zip(3..).take(numbers.len()) {
-        duplicate(parked, target)?;
-        // SAFETY: closing a descriptor of our own making, by number, in the child.
-        unsafe { libc::close(parked) };
+    for (parked, target) in parking().zip(first..).take(numbers.len()) {
+        // SAFETY: as above.
+        if unsafe { libc::dup2(parked, target) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
     Ok(())
-}
-
-fn duplicate(from: RawFd, to: RawFd) -> io::Result<()> {
-    // SAFETY: dup2 takes two integers; in the child no owner of `to` is left.
-    if unsafe { libc::dup2(from, to) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn started(command: &mut Command) -> io::Result<u32> {
-    #[allow(clippy::disallowed_methods, reason = "the one place that may")]
-    // std does not wait when the handle is dropped: the child stays ours to reap.
-    command.spawn().map(|child| child.id())
 }
 
 /// Forks a helper that runs `work` and ends: for system calls that may block in the kernel (mount, unmount). On an error it
@@ -133,7 +91,7 @@ fn started(command: &mut Command) -> io::Result<u32> {
 pub fn helper(report: OwnedFd, work: impl FnOnce() -> Result<(), String>) -> io::Result<u32> {
     forked(|| {
         super::signals::forget_handlers();
-        if place(&[report.as_raw_fd()]).is_err() {
+        if place(&[report.as_raw_fd()], 3).is_err() {
             return 1;
         }
         super::fd::close_from(4);

@@ -4,6 +4,7 @@ use crate::support::{
     self, CLEAT, IMAGE, Rig, alive, children, cmdline, fd_count, host_pid_namespace, until,
 };
 use cleat::protocol::task as api;
+use std::time::{Duration, Instant};
 
 #[test]
 fn exit_codes_0_to_255_and_signals_of_execs() {
@@ -128,6 +129,37 @@ fn scar_06_a_runtime_that_writes_no_pid_leaves_an_error_and_nothing_running() {
     let shim = rig.shim();
     until("only the init is left", || children(shim).len() == 1);
     assert_eq!(rig.status("a").as_deref(), Some("RUNNING"));
+    rig.remove("a");
+}
+
+// runc names the process last, and then takes its time to leave: nobody need wait for that (`runtime/naming.rs`).
+#[test]
+fn a_runtime_that_has_done_its_work_is_not_waited_for() {
+    let rig = Rig::new();
+    // Acts as runc: parent of the init, keeps a record, names the init last. Then it lingers, and fails.
+    let script = r#"while [ $# -gt 0 ]; do case $1 in --root) root=$2;; --pid-file) file=$2;; create|delete) word=$1;; *) id=$1;; esac; shift; done
+case $word in create) ;; delete) rm -r $root/$id; exit;; *) exit 0;; esac
+sleep 1000 & mkdir -p $root/$id; echo "{\"id\":\"$id\",\"init_process_pid\":$!}" > $root/$id/state.json
+echo $! > $file.new; mv $file.new $file; sleep 3; exit 7"#;
+    let flags = rig.runtime_script(script);
+    let begun = Instant::now();
+    rig.run_with(&flags.each_ref().map(String::as_str), "a", &["true"]);
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    until("its failure is told", || rig.log().contains("failed after its work was done"));
+    rig.remove("a");
+}
+
+// A program around the runtime may have more to do when the runtime has named the process.
+#[test]
+fn a_program_around_the_runtime_is_waited_for() {
+    let rig = Rig::new();
+    let script = "case \"$*\" in *' create '*|*' exec '*) runc \"$@\"; status=$?; sleep 1; echo done >> done; exit $status;; esac";
+    let flags = rig.runtime_script(script);
+    rig.run_with(&flags.each_ref().map(String::as_str), "a", &["sleep", "1000"]);
+    let done = rig.bundle("a").join("done");
+    assert_eq!(std::fs::read_to_string(&done).unwrap(), "done\n");
+    rig.direct("a").exec_to_end("a", "e", "exit 0");
+    assert_eq!(std::fs::read_to_string(&done).unwrap(), "done\ndone\n");
     rig.remove("a");
 }
 

@@ -395,6 +395,25 @@ fn a_logger_is_told_what_upstream_tells_it() {
     rig.remove("a");
 }
 
+// It waits for more than its input: SIGTERM tells it that there will be none, as upstream's does.
+#[test]
+fn a_logger_that_stays_hears_sigterm() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let told = rig.dir.join("told");
+    let body =
+        format!("trap 'echo term > {}; exit' TERM; exec 5>&-; while :; do sleep 0.1; done", told.display());
+    let logger = script(&rig, "logger", &body);
+    let mut direct = rig.direct("a");
+    add(&mut direct, "e", "true", |request| request.stdout = format!("binary://{}", logger.display()));
+    start(&mut direct, "e");
+    assert_eq!(wait(&mut direct, "e"), 0);
+    delete(&mut direct, "e");
+    until("the logger has heard it", || told.exists());
+    assert_eq!(read_all(&told), "term\n");
+    rig.remove("a");
+}
+
 // io_uid and io_gid: a process that opens /dev/stdout again as another user. Defence: `pipe` gives the pipe its owner.
 #[test]
 fn scar_62_a_process_of_another_user_may_open_its_stdout_again() {

@@ -262,9 +262,9 @@ impl Rig {
                     && !words.iter().any(|word| word == "start" || word == "delete")
             })
             .collect();
-        // A child that has not become its program yet still bears the shim's name.
+        // A helper, or a child that has not become its program yet, bears the shim's name; who has ended meanwhile was one.
         let young: Vec<u32> = found.iter().flat_map(|pid| children(*pid)).map(|(pid, _)| pid).collect();
-        found.into_iter().filter(|pid| !young.contains(pid)).collect()
+        found.into_iter().filter(|pid| !young.contains(pid) && !cmdline(*pid).is_empty()).collect()
     }
 
     /// The only shim there is.
