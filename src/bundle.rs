@@ -74,6 +74,8 @@ struct Confinement {
 struct Linux {
     #[serde(default)]
     namespaces: Vec<Namespace>,
+    #[serde(default)]
+    seccomp: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -91,6 +93,8 @@ pub struct Traits {
     /// A file of the host's may be among its streams, and is let go when its init has exited: no security module judges by the file's path or
     /// label, no user namespace makes its owner a stranger, and no process survives the init.
     pub may_hold_fifos: bool,
+    /// It has a seccomp profile.
+    pub has_seccomp: bool,
     /// Its annotation `io.containerd.cleat.spool`.
     pub spool: Option<String>,
     /// Its annotation `io.containerd.cleat.native-exec`.
@@ -146,7 +150,7 @@ impl Bundle {
     /// What Create wants to know of config.json.
     pub fn traits(&self) -> Result<Traits, BundleError> {
         let spec: LinuxSpec = self.config()?;
-        let namespaces = spec.linux.unwrap_or_default().namespaces;
+        let Linux { namespaces, seccomp } = spec.linux.unwrap_or_default();
         let has_private_pid_namespace = namespaces.iter().any(|n| n.r#type == "pid" && n.path.is_empty());
         let has_user_namespace = namespaces.iter().any(|n| n.r#type == "user");
         let confinement = spec.process.unwrap_or_default();
@@ -155,6 +159,7 @@ impl Bundle {
         Ok(Traits {
             has_private_pid_namespace,
             may_hold_fifos: has_private_pid_namespace && !has_user_namespace && !is_confined,
+            has_seccomp: seccomp.is_some(),
             spool: annotations.spool,
             native_exec: annotations.native_exec,
         })
@@ -242,6 +247,11 @@ impl Bundle {
         }
     }
 
+    /// Opens a file for reading.
+    pub fn open(&self, name: &str) -> io::Result<std::fs::File> {
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(self.join(name))
+    }
+
     /// Removes a file; a missing one is fine.
     pub fn remove(&self, name: &str) {
         if let Err(e) = std::fs::remove_file(self.join(name))
@@ -283,6 +293,9 @@ pub const INIT_PID: &str = "init.pid";
 pub fn exec_pid(exec: &Id) -> String {
     format!("{exec}.pid")
 }
+
+/// The file in which the seccomp filters of the init are kept (`native::filters`).
+pub const SECCOMP: &str = "seccomp";
 
 /// Reads at most `limit` bytes of a file; never waits on a fifo.
 pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {

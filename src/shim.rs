@@ -169,6 +169,7 @@ pub struct Create {
 struct Manner {
     pid_namespace: PidNamespace,
     native_exec: bool,
+    has_seccomp: bool,
 }
 
 /// What is known of a process.
@@ -279,7 +280,7 @@ impl Shim {
         let prepared = self.prepare(&request);
         let mounted = match mounting {
             Ok(Some(helper)) => self
-                .end_of(helper)
+                .end_of(helper, MOUNT_DEADLINE)
                 .await
                 .map_err(|reason| ShimError::Rootfs { context: "failed to mount rootfs component", reason }),
             Ok(None) => Ok(()),
@@ -309,6 +310,7 @@ impl Shim {
                 false => PidNamespace::Shared,
             },
             native_exec: traits.native_exec.map_or(request.options.native_exec, |text| text == "true"),
+            has_seccomp: traits.has_seccomp,
         };
         let configured = Some(&request.options.spool).filter(|text| !text.is_empty());
         let spool = match traits.spool.as_ref().or(configured) {
@@ -383,6 +385,9 @@ impl Shim {
         }
         let stdio = CallStdio::of(io.pipes_unless_terminal(options)?);
         let (result, birth) = self.runtimes.create(&runtime, id, &arguments, stdio).await;
+        if result.is_ok() && manner.native_exec && manner.has_seccomp {
+            self.keep_filters(id, bundle).await;
+        }
         let born = result
             .map_err(|failure| ShimError::Runtime { context: "OCI runtime create failed", failure })
             .and_then(|()| self.adopt(request, &runtime, io, console.as_ref(), manner));
@@ -445,7 +450,7 @@ impl Shim {
         request: &Create,
         runtime: &Runtime,
         io: &Rc<ProcessIo>,
-        Manner { pid_namespace, native_exec }: Manner,
+        Manner { pid_namespace, native_exec, .. }: Manner,
         Born { pid, cgroup, oom }: Born,
     ) {
         let Create { id, bundle, options, stdio, rootfs, checkpoint } = request;
@@ -952,7 +957,7 @@ impl Shim {
                 Err(format!("unmount {}: {}", point.display(), std::io::Error::from_raw_os_error(errno)))
             }
         });
-        self.end_of(helper.map_err(|e| format!("start a helper: {e}"))?).await
+        self.end_of(helper.map_err(|e| format!("start a helper: {e}"))?, MOUNT_DEADLINE).await
     }
 
     /// Begins something that may block in the kernel, in a process of its own.
@@ -962,8 +967,8 @@ impl Shim {
         Ok(Helper { pid, ended: Box::pin(self.reaper.watch_child(pid)), report })
     }
 
-    async fn end_of(&self, helper: Helper) -> Result<(), String> {
-        match tokio::time::timeout(MOUNT_DEADLINE, helper.ended).await {
+    async fn end_of(&self, helper: Helper, deadline: Duration) -> Result<(), String> {
+        match tokio::time::timeout(deadline, helper.ended).await {
             Ok(0) => Ok(()),
             Ok(_) => {
                 let mut text = vec![0; 4096];
@@ -973,7 +978,7 @@ impl Shim {
             }
             Err(_) => {
                 self.reaper.signal_child(helper.pid, libc::SIGKILL);
-                Err(format!("no answer from the kernel in {} s", MOUNT_DEADLINE.as_secs()))
+                Err(format!("no answer from the kernel in {} s", deadline.as_secs()))
             }
         }
     }

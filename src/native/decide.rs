@@ -17,6 +17,8 @@ pub struct Runtimes<'a> {
     /// Our own soft limit of open files is the hard one. Otherwise what a program of runc's has depends on the Go version that runc was
     /// built with: some raise it and leave it so.
     pub open_files_raised: bool,
+    /// The seccomp filters of the init are known.
+    pub knows_filters: bool,
     /// The init has our own security label: without a profile in the spec, what runc starts gets the label that runc has, by a profile of its own
     /// perhaps, and what we start gets ours.
     pub labelled_alike: bool,
@@ -40,7 +42,9 @@ pub struct Plan {
     /// Supplementary groups.
     pub groups: Vec<u32>,
     /// Bounding, effective, permitted, inheritable, ambient, as bits.
-    pub capabilities: Option<[u64; 5]>,
+    pub capabilities: [u64; 5],
+    /// The container's seccomp filters, in [`super::descriptors::FILTERS`], are to be loaded.
+    pub seccomp: bool,
     /// AppArmor profile to be in from execve on.
     pub apparmor: Option<String>,
     /// PR_SET_NO_NEW_PRIVS.
@@ -84,11 +88,18 @@ struct InitUser {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Linux {
-    seccomp: Option<IgnoredAny>,
+    seccomp: Option<Seccomp>,
     intel_rdt: Option<IgnoredAny>,
     personality: Option<IgnoredAny>,
     time_offsets: Option<IgnoredAny>,
     namespaces: Vec<Namespace>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Seccomp {
+    #[serde(default)]
+    listener_path: String,
 }
 
 #[derive(Deserialize)]
@@ -236,7 +247,11 @@ pub fn decide(
         (name != "runc", "the runtime is not runc"),
         (runtimes.no_pivot_root, "no pivot_root"),
         (spec.terminal, "a terminal"),
-        (config.linux.seccomp.is_some(), "seccomp"),
+        (config.linux.seccomp.is_some() && !runtimes.knows_filters, "unknown seccomp filters"),
+        (
+            config.linux.seccomp.as_ref().is_some_and(|seccomp| !seccomp.listener_path.is_empty()),
+            "a seccomp listener",
+        ),
         // runc 1.1 then takes none.
         (
             spec.apparmor_profile.is_empty() && !init.apparmor_profile.is_empty(),
@@ -257,6 +272,8 @@ pub fn decide(
         (!spec.cwd.starts_with('/'), "a relative working directory"),
         (cgroup.is_none(), "an unknown cgroup"),
         (has_nul(&spec), "a NUL"),
+        // runc 1.1 then drops all, later ones keep all.
+        (spec.capabilities.is_none() && init.capabilities.is_none(), "no word on capabilities"),
     ];
     if let Some((_, reason)) = reasons.iter().find(|(is_so, _)| *is_so) {
         return Err((*reason).to_owned());
@@ -264,7 +281,7 @@ pub fn decide(
     if !runtimes.open_files_raised && spec.rlimits.iter().all(|limit| limit.r#type != "RLIMIT_NOFILE") {
         return Err("a limit of open files that runc may raise".to_owned());
     }
-    let capabilities = spec.capabilities.or(init.capabilities);
+    let capabilities = spec.capabilities.or(init.capabilities).unwrap_or_default();
     Ok(Plan {
         cgroups: cgroup.map(Cgroup::directories).unwrap_or_default(),
         keyring: (!runtimes.no_new_keyring).then(|| format!("_ses.{id}")),
@@ -273,7 +290,8 @@ pub fn decide(
         uid: spec.user.uid,
         gid: spec.user.gid,
         groups: spec.user.additional_gids,
-        capabilities: capabilities.as_ref().map(capability_sets).transpose()?,
+        capabilities: capability_sets(&capabilities)?,
+        seccomp: config.linux.seccomp.is_some(),
         apparmor: Some(spec.apparmor_profile).filter(|profile| !profile.is_empty()),
         no_new_privileges: spec.no_new_privileges,
         cwd: spec.cwd,
@@ -335,6 +353,7 @@ mod tests {
         no_pivot_root: false,
         no_new_keyring: false,
         open_files_raised: true,
+        knows_filters: true,
         labelled_alike: true,
     };
 
@@ -344,8 +363,7 @@ mod tests {
     }
 
     fn spec(more: Value) -> Value {
-        let mut spec =
-            json!({"args": ["true"], "cwd": "/", "env": ["A=1", "B=2", "A=3"], "user": {"uid": 5, "gid": 6}});
+        let mut spec = json!({"args": ["true"], "cwd": "/", "env": ["A=1", "B=2", "A=3"], "user": {"uid": 5, "gid": 6}, "capabilities": {}});
         for (key, value) in more.as_object().unwrap() {
             spec[key] = value.clone();
         }
@@ -357,13 +375,16 @@ mod tests {
         let config = json!({"process": {"oomScoreAdj": 7,
                                         "capabilities": {"bounding": ["CAP_CHOWN", "CAP_KILL"]}},
                             "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]}});
-        let plan =
-            with(config, spec(json!({"rlimits": [{"type": "RLIMIT_NOFILE", "hard": 9, "soft": 8}]})), &RUNC)
-                .unwrap();
+        let plan = with(
+            config.clone(),
+            spec(json!({"capabilities": null, "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 9, "soft": 8}]})),
+            &RUNC,
+        )
+        .unwrap();
         assert_eq!(plan.env, [("A".to_owned(), "3".to_owned()), ("B".to_owned(), "2".to_owned())]);
         assert_eq!((plan.uid, plan.gid, plan.oom_score_adj), (5, 6, Some(7)));
         assert_eq!(plan.rlimits, [(7, 8, 9)]);
-        assert_eq!(plan.capabilities, Some([0b10_0001, 0, 0, 0, 0]));
+        assert_eq!(plan.capabilities, [0b10_0001, 0, 0, 0, 0]);
         assert_eq!(plan.keyring.as_deref(), Some("_ses.c"));
     }
 
@@ -380,7 +401,15 @@ mod tests {
     fn what_the_helper_cannot_do_goes_to_the_runtime() {
         let plain = || json!({});
         let refused = |config: Value, more: Value| with(config, spec(more), &RUNC).unwrap_err();
-        assert_eq!(refused(json!({"linux": {"seccomp": {}}}), plain()), "seccomp");
+        let unknown = Runtimes { knows_filters: false, ..RUNC };
+        let filtered = || json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}});
+        assert_eq!(with(filtered(), spec(plain()), &unknown).unwrap_err(), "unknown seccomp filters");
+        assert!(with(filtered(), spec(plain()), &RUNC).unwrap().seccomp);
+        assert_eq!(
+            refused(json!({"linux": {"seccomp": {"listenerPath": "/x"}}}), plain()),
+            "a seccomp listener"
+        );
+        assert_eq!(refused(plain(), json!({"capabilities": null})), "no word on capabilities");
         assert_eq!(
             refused(json!({"linux": {"namespaces": [{"type": "user"}]}}), plain()),
             "a user or time namespace"

@@ -3,7 +3,10 @@
 use super::{Plan, descriptors};
 use crate::{
     cgroups,
-    sys::{self, enter},
+    sys::{
+        self, enter,
+        seccomp::{self, Filter},
+    },
 };
 use rustix::{
     fs::{FileType, Gid, Mode, OFlags, Uid},
@@ -43,8 +46,8 @@ pub fn run() -> ! {
     let mut report = File::from(report);
     let status = match enter_container(&mut report) {
         Ok(Side::Parent) => 0,
-        Ok(Side::Child(plan)) => {
-            let reason = become_program(&plan);
+        Ok(Side::Child(plan, filters)) => {
+            let reason = become_program(&plan, &filters);
             let _ = writeln!(report, "E{reason}");
             1
         }
@@ -58,7 +61,7 @@ pub fn run() -> ! {
 
 enum Side {
     Parent,
-    Child(Box<Plan>),
+    Child(Box<Plan>, Vec<Filter>),
 }
 
 fn enter_container(report: &mut File) -> Result<Side, Failed> {
@@ -69,6 +72,7 @@ fn enter_container(report: &mut File) -> Result<Side, Failed> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|e| failed("become undumpable")(e.into()))?;
     let plan = read_plan(plan)?;
+    let filters = if plan.seccomp { read_filters()? } else { Vec::new() };
     let cgroup = join_cgroups(&plan)?;
     if let Some(score) = plan.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(failed("set oom_score_adj"))?;
@@ -82,7 +86,7 @@ fn enter_container(report: &mut File) -> Result<Side, Failed> {
     };
     drop(cgroup);
     match child.map_err(failed("clone"))? {
-        0 => Ok(Side::Child(Box::new(plan))),
+        0 => Ok(Side::Child(Box::new(plan), filters)),
         pid => {
             writeln!(report, "P{pid}").map_err(failed("report the pid"))?;
             Ok(Side::Parent)
@@ -115,9 +119,16 @@ fn read_plan(plan: OwnedFd) -> Result<Plan, Failed> {
     serde_json::from_slice(&text).map_err(|e| format!("read the plan: {e}"))
 }
 
-/// In the order of runc's `setns_init_linux.go` and `finalizeNamespace`. Returns why it could not be done.
-fn become_program(plan: &Plan) -> Failed {
-    match prepare(plan) {
+fn read_filters() -> Result<Vec<Filter>, Failed> {
+    let file = sys::fd::inherited(descriptors::FILTERS).map_err(failed("find the seccomp filters"))?;
+    let filters = seccomp::read(File::from(file)).map_err(failed("read the seccomp filters"))?;
+    if filters.is_empty() { Err("no seccomp filter".to_owned()) } else { Ok(filters) }
+}
+
+/// In the order of runc's `setns_init_linux.go` and `finalizeNamespace`, but that the seccomp filters always come last. Returns why it could not be
+/// done.
+fn become_program(plan: &Plan, filters: &[Filter]) -> Failed {
+    match prepare(plan).and_then(|prepared| load(filters, plan).map(|()| prepared)) {
         Err(reason) => reason,
         Ok((path, environment)) => {
             let error = enter::execute(&path, &plan.args, &environment);
@@ -145,9 +156,8 @@ fn prepare(plan: &Plan) -> Result<(String, Vec<String>), Failed> {
     if plan.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(errno("set no_new_privs"))?;
     }
-    if let Some([bounding, ..]) = plan.capabilities {
-        drop_from_bounding_set(bounding)?;
-    }
+    let [bounding, effective, permitted, inheritable, ambient] = plan.capabilities;
+    drop_from_bounding_set(bounding)?;
     rustix::thread::set_keep_capabilities(true).map_err(errno("keep capabilities"))?;
     // As root first: the user may not be allowed there, or root may not (NFS).
     let entered = rustix::process::chdir(plan.cwd.as_str());
@@ -161,9 +171,10 @@ fn prepare(plan: &Plan) -> Result<(String, Vec<String>), Failed> {
         return Err("the working directory is outside of the container".to_owned());
     }
     rustix::thread::set_keep_capabilities(false).map_err(errno("keep capabilities"))?;
-    if let Some([_, effective, permitted, inheritable, ambient]) = plan.capabilities {
-        set_capabilities(effective, permitted, inheritable, ambient)?;
-    }
+    // Until the filters are loaded.
+    let admin = if needs_admin(plan) { CapabilitySet::SYS_ADMIN.bits() } else { 0 };
+    set_capabilities(effective, permitted | admin, inheritable)?;
+    set_ambient_capabilities(ambient)?;
     if let Some((profile, proc)) = confinement {
         become_confined(profile, proc.as_fd()).map_err(failed("set the AppArmor profile"))?;
     }
@@ -172,6 +183,27 @@ fn prepare(plan: &Plan) -> Result<(String, Vec<String>), Failed> {
     enter::reset_signals();
     let words = environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     Ok((path, words))
+}
+
+/// Loading a filter is a privilege, unless no_new_privs is set.
+fn needs_admin(plan: &Plan) -> bool {
+    plan.seccomp && !plan.no_new_privileges
+}
+
+/// What comes after a filter it may forbid: here it is one capset(2), if that, and execve(2). Both are also runc's.
+fn load(filters: &[Filter], plan: &Plan) -> Result<(), Failed> {
+    let [_, effective, permitted, inheritable, _] = plan.capabilities;
+    if needs_admin(plan) {
+        let admin = CapabilitySet::SYS_ADMIN.bits();
+        set_capabilities(effective | admin, permitted | admin, inheritable)?;
+    }
+    for filter in filters {
+        filter.load().map_err(failed("load a seccomp filter"))?;
+    }
+    if needs_admin(plan) {
+        set_capabilities(effective, permitted, inheritable)?;
+    }
+    Ok(())
 }
 
 /// Says which profile to be in after execve: the kernel takes it from the process itself alone, with the credentials that it opened the file with.
@@ -246,18 +278,22 @@ fn drop_from_bounding_set(kept: u64) -> Result<(), Failed> {
     Ok(())
 }
 
-fn set_capabilities(effective: u64, permitted: u64, inheritable: u64, ambient: u64) -> Result<(), Failed> {
+fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<(), Failed> {
     let set = CapabilitySet::from_bits_retain;
     let sets = CapabilitySets {
         effective: set(effective),
         permitted: set(permitted),
         inheritable: set(inheritable),
     };
-    rustix::thread::set_capabilities(None, sets).map_err(|e| failed("set capabilities")(e.into()))?;
+    rustix::thread::set_capabilities(None, sets).map_err(|e| failed("set capabilities")(e.into()))
+}
+
+fn set_ambient_capabilities(ambient: u64) -> Result<(), Failed> {
     rustix::thread::clear_ambient_capability_set()
         .map_err(|e| failed("clear ambient capabilities")(e.into()))?;
     for number in (0..64).filter(|number| ambient & (1 << number) != 0) {
-        rustix::thread::configure_capability_in_ambient_set(set(1 << number), true)
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        rustix::thread::configure_capability_in_ambient_set(capability, true)
             .map_err(|e| failed("set ambient capabilities")(e.into()))?;
     }
     Ok(())

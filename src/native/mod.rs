@@ -15,6 +15,7 @@
 
 mod decide;
 mod enter;
+pub mod filters;
 
 pub use decide::{Plan, Runtimes, decide};
 pub use enter::{NAME, run};
@@ -29,4 +30,6 @@ pub mod descriptors {
     pub const INIT: i32 = 5;
     /// The sealed copy of the binary that it runs from.
     pub const BINARY: i32 = 6;
+    /// The seccomp filters, if the plan wants any.
+    pub const FILTERS: i32 = 7;
 }

@@ -66,13 +66,13 @@ impl CallStdio {
 /// Calls runtimes on behalf of the shim.
 pub struct Caller {
     reaper: Rc<Reaper>,
-    ahead: Rc<Ahead>,
+    ahead: Ahead,
 }
 
 impl Caller {
     /// Children of these calls are reaped by `reaper`.
     pub fn new(reaper: Rc<Reaper>) -> Self {
-        Self { reaper, ahead: Rc::default() }
+        Self { reaper, ahead: Ahead::default() }
     }
 
     /// To be called as soon as it is known that a `create` or an `exec` is to come.
@@ -87,18 +87,15 @@ impl Caller {
     /// The helper of [`Caller::expect_birth`] is not needed after the last of the calls that it serves. It goes when that is answered: dying, it
     /// would take the processor from us.
     fn born(&self) {
-        if self.reaper.births() > 1 {
-            return;
-        }
-        let (reaper, ahead) = (Rc::clone(&self.reaper), Rc::clone(&self.ahead));
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(ANSWERED).await;
-            if reaper.births() == 0
-                && let Some(pid) = ahead.end()
-            {
+        if self.reaper.births() == 1
+            && let Some(pid) = self.ahead.end()
+        {
+            let reaper = Rc::clone(&self.reaper);
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(ANSWERED).await;
                 reaper.signal_child(pid, libc::SIGKILL);
-            }
-        });
+            });
+        }
     }
 
     /// For a call that is alone. A crowd is limited by the processors: who is answered early only makes it larger (8 at a time: 7 % fewer execs).

@@ -2,11 +2,11 @@
 
 use super::Shim;
 use crate::{
-    bundle::Bundle,
+    bundle::{Bundle, INIT_PID, SECCOMP},
     exits::{BirthGuard, ProcessKey},
     id::Id,
     io::ChildEnds,
-    native::{self, Runtimes},
+    native::{self, Runtimes, filters},
     sys::{self, program::Program},
 };
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -15,10 +15,26 @@ use tokio::{io::AsyncReadExt, net::unix::pipe};
 
 /// How long the helper may take: it waits for nothing but a file system that hangs.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long the helper may take that reads the init's seccomp filters: the init waits in a system call, and stops at once.
+const KEEP_DEADLINE: Duration = Duration::from_secs(2);
 /// Most bytes of its report.
 const MAX_REPORT: u64 = 4096;
 
 impl Shim {
+    /// Keeps the seccomp filters of an init that waits for its start. Without them the execs are the runtime's.
+    pub(super) async fn keep_filters(&self, id: &Id, bundle: &Bundle) {
+        let Ok(init) = bundle.pid(INIT_PID) else { return };
+        let path = bundle.join(SECCOMP);
+        let helper = self.in_helper(|| filters::keep(init, &path).map_err(|e| e.to_string()));
+        let kept = match helper {
+            Ok(helper) => self.end_of(helper, KEEP_DEADLINE).await,
+            Err(e) => Err(e.to_string()),
+        };
+        if let Err(reason) = kept {
+            log::warn!("seccomp filters not kept, execs will not be native container={id}: {reason}");
+        }
+    }
+
     /// Starts an exec by the helper. `None`: nothing runs, and the runtime must do it. The guard of the birth is as with the runtime's.
     pub(super) async fn exec_natively(
         self: &Rc<Self>,
@@ -55,26 +71,30 @@ impl Shim {
                 )
             })
             .map_err(|e| e.to_string())?;
+        let filters = bundle.open(SECCOMP).ok();
         let runtimes = Runtimes {
             binary: &runtime,
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
+            knows_filters: filters.is_some(),
             open_files_raised: sys::process::has_all_open_files(),
             labelled_alike: sys::process::is_labelled_as_we_are(init),
         };
         let config = bundle.config_text().map_err(|e| super::chain(&e))?;
         let plan = native::decide(&config, spec, id.as_str(), cgroup.as_deref(), &runtimes)?;
+        let filters = filters.filter(|_| plan.seccomp).map(OwnedFd::from);
         let plan = serde_json::to_vec(&plan).map_err(|e| e.to_string())?;
         let key = ProcessKey { container: id.clone(), exec: None };
         let init = self.reaper.pidfd_of(init, &key).ok_or("no pidfd of the init")?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("pipe")(e.into()))?;
         rustix::io::ioctl_fionbio(&read, true).map_err(|e| failed("pipe")(e.into()))?;
-        let descriptors: [OwnedFd; 4] = [
+        let mut descriptors = vec![
             sys::fd::input(&plan).map_err(failed("keep the plan"))?,
             write,
             init,
             sys::spawn::sealed_self().map_err(failed("copy the binary"))?,
         ];
+        descriptors.extend(filters);
         let streams = ends.duplicate().map_err(failed("duplicate the pipes"))?.into_streams();
         let mut program = Program::new(format!("/proc/self/fd/{}", native::descriptors::BINARY));
         program.name(native::NAME).env_clear();

@@ -10,6 +10,7 @@ pub mod malloc;
 pub mod process;
 pub mod program;
 pub mod pty;
+pub mod seccomp;
 pub mod signals;
 pub mod spawn;
 pub mod watchdog;

@@ -103,7 +103,7 @@ pub fn become_subreaper() -> io::Result<()> {
 }
 
 /// Gives up what the daemon does not need: supplementary groups, being dumped or traced by others than root, and creating files that
-/// others may write. Children get the umask back (see [`super::spawn::dependent`]).
+/// others may write. Children get the umask back (see [`super::program`]).
 pub fn give_up_privileges() {
     // SAFETY: no groups, so no pointer is read. Without CAP_SETGID (rootless) it fails, and nothing is lost.
     unsafe { libc::setgroups(0, std::ptr::null()) };

@@ -86,7 +86,7 @@ fn both(rig: &Rig, direct: &mut Direct, name: &str, spec: &Value) -> (u32, Strin
 
 /// All that a program can learn of its own state.
 const LOOK: &str = r#"
-    cd /proc/$$ 2>/dev/null; echo status; grep -E '^(Umask|Uid|Gid|Groups|SigPnd|SigBlk|SigIgn|SigCgt|ShdPnd|Cap[A-Za-z]*|NoNewPrivs|Seccomp|Threads|Cpus_allowed_list|Mems_allowed_list|CoreDumping|THP_enabled):' status
+    cd /proc/$$ 2>/dev/null; echo status; grep -E '^(Umask|Uid|Gid|Groups|SigPnd|SigBlk|SigIgn|SigCgt|ShdPnd|Cap[A-Za-z]*|NoNewPrivs|Seccomp|Seccomp_filters|Speculation_[A-Za-z_]*|Threads|Cpus_allowed_list|Mems_allowed_list|CoreDumping|THP_enabled):' status
     echo limits; cat limits
     echo cgroup; cat cgroup
     for n in ns/*; do [ "$(readlink $n)" = "$(readlink /proc/1/$n)" ] && echo $n as the init || echo $n ELSEWHERE; done
@@ -252,6 +252,111 @@ fn an_apparmor_profile_confines_a_native_exec_as_one_of_runcs() {
         spec["apparmorProfile"] = profile.into();
         assert!(observe(&rig, &mut direct, "pod", &spec).is_err(), "{profile:?}: not by runc");
     }
+    unpair(&rig);
+}
+
+// Kubernetes' RuntimeDefault is such a profile. The filters are compared as the kernel has them, instruction by instruction.
+#[test]
+fn seccomp_filters_are_those_that_runc_loads() {
+    let rig = rig();
+    let mut direct = pair_with(&rig, &["--seccomp"]);
+    let filters = |exec: &str, id: &str, direct: &mut Direct, change: &dyn Fn(&mut Value)| {
+        // As the container's own, which has the full set.
+        let mut spec = process_spec(&["sleep", "1000"]);
+        change(&mut spec);
+        direct.call::<Empty>("Exec", &exec_request(id, exec, &spec)).unwrap();
+        let process = api::ProcessRequest { id: id.into(), exec_id: exec.into() };
+        let pid = direct.call::<api::PidResponse>("Start", &process).unwrap().pid;
+        // runc answers while its child is still on its way.
+        let comm = || crate::support::read_all(format!("/proc/{pid}/comm"));
+        until("the program runs", || comm() == "sleep\n");
+        let filters = filters_in_helper(pid);
+        direct
+            .call::<Empty>(
+                "Kill",
+                &api::KillRequest { id: id.into(), exec_id: exec.into(), signal: 9, all: false },
+            )
+            .unwrap();
+        direct.call::<api::WaitResponse>("Wait", &process).unwrap();
+        direct.call::<api::DeleteResponse>("Delete", &process).unwrap();
+        filters
+    };
+    let user = json!({"uid": 1000, "gid": 1001, "additionalGids": [5]});
+    let few = json!(["CAP_KILL", "CAP_CHOWN"]);
+    let some =
+        json!({"bounding": few, "effective": few, "permitted": few, "inheritable": few, "ambient": few});
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let specs: [(&str, Change<'_>); 6] = [
+        ("new privileges", &|spec| spec["noNewPrivileges"] = false.into()),
+        ("no new privileges", &|spec| spec["noNewPrivileges"] = true.into()),
+        ("a user", &|spec| spec["user"] = user.clone()),
+        ("a user, no new privileges", &|spec| {
+            spec["user"] = user.clone();
+            spec["noNewPrivileges"] = true.into();
+        }),
+        ("a user with capabilities", &|spec| {
+            spec["user"] = user.clone();
+            spec["capabilities"] = some.clone();
+        }),
+        ("no capabilities", &|spec| spec["capabilities"] = json!({})),
+    ];
+    for (number, (name, change)) in specs.into_iter().enumerate() {
+        let looking = looking(|spec| {
+            // Refused by the profile, whatever the capabilities are.
+            let script = spec["args"][2].as_str().unwrap_or_default();
+            spec["args"][2] = format!("unshare -U true; {script}").into();
+            change(spec);
+        });
+        let (_, seen) = both(&rig, &mut direct, name, &looking);
+        assert!(seen.contains("unshare: ") && seen.contains("Seccomp:\t2\n"), "{name}: {seen}");
+        let exec = format!("f{number}");
+        let native = filters(&exec, "pod", &mut direct, change);
+        assert!(native == filters_in_helper(rig.init("pod")), "{name}: not the init's");
+        let runcs = filters(&exec, "other", &mut direct, change);
+        assert!(in_any_order(&native) == in_any_order(&runcs), "{name}: not as runc's");
+    }
+    // Without a record of the filters the execs are runc's.
+    std::fs::remove_file(rig.bundle("pod").join("seccomp")).unwrap();
+    assert!(observe(&rig, &mut direct, "pod", &process_spec(&["true"])).is_err(), "not by runc");
+    unpair(&rig);
+}
+
+/// What filters a process has, as bytes. Traced by a thread of its own, which lets go when it ends.
+fn filters_in_helper(pid: u32) -> Vec<u8> {
+    let read = move || {
+        let mut bytes = Vec::new();
+        cleat::sys::seccomp::write(&cleat::sys::seccomp::filters_of(pid).unwrap(), &mut bytes).unwrap();
+        bytes
+    };
+    std::thread::spawn(read).join().unwrap()
+}
+
+/// Instructions without the lengths of their jumps: runc puts the parts for the architectures into the order of a map of Go's, another each time.
+fn in_any_order(filters: &[u8]) -> Vec<Vec<u8>> {
+    let is_jump_always = |instruction: &[u8]| instruction[0] == 0x05;
+    let without_jumps = |instruction: &[u8]| match is_jump_always(instruction) {
+        true => instruction[..2].to_vec(),
+        false => [&instruction[..2], &instruction[4..]].concat(),
+    };
+    let mut instructions: Vec<Vec<u8>> = filters.chunks(8).map(without_jumps).collect();
+    instructions.sort();
+    instructions
+}
+
+// With no_new_privs a filter is loaded last: what the helper does on its way is not its business.
+#[test]
+fn a_strict_profile_is_no_obstacle() {
+    let rig = rig();
+    let profile = rig.dir.join("profile.json");
+    let denied = ["setgroups", "setresuid", "capset", "keyctl", "setsid", "fchown", "setns", "unshare"];
+    let text = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": denied, "action": "SCMP_ACT_KILL_PROCESS"}]});
+    std::fs::write(&profile, text.to_string()).unwrap();
+    let mut direct = pair_with(&rig, &["--seccomp", "--seccomp-profile", profile.to_str().unwrap()]);
+    let mut spec = process_spec(&["sh", "-c", "echo in; unshare true; echo $?"]);
+    spec["noNewPrivileges"] = true.into();
+    spec["user"] = json!({"uid": 1000, "gid": 1000});
+    assert!(both(&rig, &mut direct, "strict", &spec).1.starts_with("in\n"));
     unpair(&rig);
 }
 
