@@ -249,7 +249,7 @@ impl Bundle {
 
     /// Opens a file for reading.
     pub fn open(&self, name: &str) -> io::Result<std::fs::File> {
-        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(self.join(name))
+        open_with(&self.join(name), OWN)
     }
 
     /// Removes a file; a missing one is fine.
@@ -304,11 +304,18 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 
 /// The same for a file of a bundle, which is no link.
 fn read_own(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    read_with(path, limit, libc::O_NONBLOCK | libc::O_NOFOLLOW)
+    read_with(path, limit, OWN)
+}
+
+/// A file of a bundle is no link, and we never wait for it.
+const OWN: libc::c_int = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+
+fn open_with(path: &Path, flags: libc::c_int) -> io::Result<std::fs::File> {
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 fn read_with(path: &Path, limit: u64, flags: libc::c_int) -> io::Result<Vec<u8>> {
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let file = open_with(path, flags)?;
     // Most files in one read: from nothing it would take eight for four KiB.
     let mut bytes = Vec::with_capacity(FIRST_READ);
     file.take(limit).read_to_end(&mut bytes)?;

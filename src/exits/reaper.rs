@@ -95,22 +95,24 @@ impl Turn<'_> {
         let pid = program.start(&streams, more)?;
         // Our copies of a container's ends must not outlive this.
         drop(streams);
-        let ended = self.reaper.watch_child(pid);
-        tokio::task::yield_now().await;
-        Ok((pid, ended))
+        Ok((pid, self.watched(pid, true).await))
     }
 
-    /// The same for a program that lives as long as its container, and longer than us if need be.
+    /// The same for a program that lives as long as its container, and longer than us if need be. Its streams are /dev/null.
     pub async fn start_lasting(
         self,
         program: &Program,
-        streams: Streams,
         more: &[OwnedFd],
     ) -> io::Result<(u32, impl Future<Output = ExitStatus> + use<>)> {
-        let pid = program.start_lasting(&streams, more)?;
-        let ended = self.reaper.watch(pid, false);
+        let pid = program.start_lasting(more)?;
+        Ok((pid, self.watched(pid, false).await))
+    }
+
+    /// Watches the program. The turn ends when everything else has had its own.
+    async fn watched(self, pid: u32, is_brief: bool) -> impl Future<Output = ExitStatus> + use<> {
+        let ended = self.reaper.watch(pid, is_brief);
         tokio::task::yield_now().await;
-        Ok((pid, ended))
+        ended
     }
 }
 

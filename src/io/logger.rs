@@ -118,7 +118,7 @@ impl Logger {
             .env("CONTAINER_ID", &self.plan.id)
             .env("CONTAINER_NAMESPACE", &self.plan.namespace);
         let turn = self.reaper.turn().await;
-        let (pid, exited) = turn.start_lasting(&program, [None, None, None], &[out, err, says_ready]).await?;
+        let (pid, exited) = turn.start_lasting(&program, &[out, err, says_ready]).await?;
         self.pid.set(pid);
         Ok((ready, exited))
     }

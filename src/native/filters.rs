@@ -1,11 +1,14 @@
 //! The seccomp filters of a container's init, kept in the bundle for its native execs: taken while the init waits for its start, when the runtime has
 //! loaded them and no code of the container has run.
 
-use crate::sys::seccomp;
-use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path};
+use crate::{
+    bundle::{Bundle, SECCOMP},
+    sys::seccomp,
+};
+use std::io;
 
-/// Takes them and writes them to `path`. In a helper: it waits for the init to stop for a moment.
-pub fn keep(init: u32, path: &Path) -> io::Result<()> {
+/// Takes them and writes them down. In a helper: it waits for the init to stop for a moment.
+pub fn keep(init: u32, bundle: &Bundle) -> io::Result<()> {
     let mut filters = seccomp::filters_of(init)?;
     if filters.is_empty() {
         return Err(io::ErrorKind::NotFound.into());
@@ -14,10 +17,7 @@ pub fn keep(init: u32, path: &Path) -> io::Result<()> {
     if speculation(&init.to_string())? == speculation("self")? {
         filters.iter_mut().for_each(seccomp::Filter::allow_speculation);
     }
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags).open(path)?;
-    seccomp::write(&filters, file)
+    bundle.write(SECCOMP, &seccomp::encode(&filters)?, 0o600).map_err(io::Error::other)
 }
 
 /// The lines `Speculation…` of proc_pid_status(5).

@@ -24,8 +24,7 @@ impl Shim {
     /// Keeps the seccomp filters of an init that waits for its start. Without them the execs are the runtime's.
     pub(super) async fn keep_filters(&self, id: &Id, bundle: &Bundle) {
         let Ok(init) = bundle.pid(INIT_PID) else { return };
-        let path = bundle.join(SECCOMP);
-        let helper = self.in_helper(|| filters::keep(init, &path).map_err(|e| e.to_string()));
+        let helper = self.in_helper(|| filters::keep(init, bundle).map_err(|e| super::chain(&e)));
         let kept = match helper {
             Ok(helper) => self.end_of(helper, KEEP_DEADLINE).await,
             Err(e) => Err(e.to_string()),

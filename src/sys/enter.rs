@@ -1,5 +1,6 @@
 //! What the helper of a native exec does to itself, where no library has it.
 
+use super::program::pointers;
 use std::{
     ffi::CString,
     io,
@@ -93,9 +94,6 @@ pub fn execute(path: &str, arguments: &[String], environment: &[String]) -> io::
         (CString::new(path), strings(arguments), strings(environment))
     else {
         return io::ErrorKind::InvalidInput.into();
-    };
-    let pointers = |words: &[CString]| -> Vec<*const libc::c_char> {
-        words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (argv, envp) = (pointers(&arguments), pointers(&environment));
     // SAFETY: both lists end with a null pointer, and their strings live until the call returns.

@@ -93,9 +93,9 @@ impl Program {
         self.start_as(Bond::Dependent, streams, more)
     }
 
-    /// Starts it, to outlive us, in a process group of its own.
-    pub fn start_lasting(&self, streams: &Streams, more: &[OwnedFd]) -> io::Result<u32> {
-        self.start_as(Bond::Lasting, streams, more)
+    /// Starts it, to outlive us, in a process group of its own, with /dev/null for its streams.
+    pub fn start_lasting(&self, more: &[OwnedFd]) -> io::Result<u32> {
+        self.start_as(Bond::Lasting, &[None, None, None], more)
     }
 
     fn start_as(&self, bond: Bond, streams: &Streams, more: &[OwnedFd]) -> io::Result<u32> {
@@ -117,9 +117,6 @@ impl Program {
             c_string([name.as_bytes(), b"=", value.as_bytes()].concat())
         };
         let environment: Vec<CString> = self.environment.iter().map(variable).collect::<io::Result<_>>()?;
-        let pointers = |words: &[CString]| -> Vec<*const libc::c_char> {
-            words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect()
-        };
         let (argv, envp) = (pointers(&arguments), pointers(&environment));
         borrow(&mut Becoming {
             paths: &paths,
@@ -147,6 +144,11 @@ impl Program {
         };
         directories.map(candidate).collect()
     }
+}
+
+/// The form that execve(2) wants a list in. It lives no longer than the words.
+pub(super) fn pointers(words: &[CString]) -> Vec<*const libc::c_char> {
+    words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
 fn c_string(bytes: impl Into<Vec<u8>>) -> io::Result<CString> {
@@ -178,13 +180,15 @@ struct Becoming<'a> {
 fn borrow(becoming: &mut Becoming<'_>) -> io::Result<u32> {
     let (access, kind) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK);
+    // A handler of ours in the child would write into the event loop.
+    let before = super::signals::block()?;
     // SAFETY: a new mapping, at an address of the kernel's choice.
     let stack = unsafe { libc::mmap(std::ptr::null_mut(), STACK, access, kind, -1, 0) };
     if stack == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
+        let failure = io::Error::last_os_error();
+        super::signals::restore(&before);
+        return Err(failure);
     }
-    // A handler of ours in the child would write into the event loop.
-    let before = super::signals::block()?;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // Stacks grow downwards.
     let top = stack.cast::<u8>().wrapping_add(STACK).cast();
@@ -217,10 +221,11 @@ extern "C" fn child(becoming: *mut libc::c_void) -> libc::c_int {
 
 fn become_program(becoming: &Becoming<'_>) -> Result<std::convert::Infallible, Errno> {
     super::signals::forget_handlers();
-    super::process::restore_umask();
     match becoming.bond {
         Bond::Lasting => rustix::process::setpgid(None, None)?,
         Bond::Dependent => {
+            // What becomes a container's inherits it.
+            super::process::restore_umask();
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             // We may have died before the call above.
             if rustix::process::getppid() != Some(becoming.parent) {

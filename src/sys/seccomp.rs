@@ -4,7 +4,7 @@
 //! filter.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, Read},
     mem::size_of,
 };
 
@@ -91,8 +91,8 @@ impl Filter {
     }
 }
 
-/// Writes filters down: for each its flags, its length, its instructions; this machine's byte order.
-pub fn write(filters: &[Filter], mut to: impl Write) -> io::Result<()> {
+/// Filters as bytes: for each its flags, its length, its instructions; this machine's byte order.
+pub fn encode(filters: &[Filter]) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for filter in filters {
         bytes.extend(filter.flags.to_ne_bytes());
@@ -100,10 +100,10 @@ pub fn write(filters: &[Filter], mut to: impl Write) -> io::Result<()> {
         bytes.extend(length.to_ne_bytes());
         bytes.extend(filter.instructions.iter().flat_map(|instruction| instruction.to_ne_bytes()));
     }
-    to.write_all(&bytes)
+    Ok(bytes)
 }
 
-/// Reads what [`write()`] has written.
+/// Reads what [`encode`] has made.
 pub fn read(from: impl Read) -> io::Result<Vec<Filter>> {
     const HEAD: usize = size_of::<u64>();
     let mut bytes = Vec::new();
@@ -141,8 +141,7 @@ mod tests {
                 Filter { flags: 0, instructions: vec![1; MAX_INSTRUCTIONS] },
             ]
         };
-        let mut bytes = Vec::new();
-        write(&filters(), &mut bytes).unwrap();
+        let bytes = encode(&filters()).unwrap();
         assert_eq!(read(bytes.as_slice()).unwrap(), filters());
         assert_eq!(read([].as_slice()).unwrap(), []);
         for length in [1, 7, 9, 20, bytes.len() - 1] {

@@ -323,11 +323,7 @@ fn seccomp_filters_are_those_that_runc_loads() {
 
 /// What filters a process has, as bytes. Traced by a thread of its own, which lets go when it ends.
 fn filters_in_helper(pid: u32) -> Vec<u8> {
-    let read = move || {
-        let mut bytes = Vec::new();
-        cleat::sys::seccomp::write(&cleat::sys::seccomp::filters_of(pid).unwrap(), &mut bytes).unwrap();
-        bytes
-    };
+    let read = move || cleat::sys::seccomp::encode(&cleat::sys::seccomp::filters_of(pid).unwrap()).unwrap();
     std::thread::spawn(read).join().unwrap()
 }
 
