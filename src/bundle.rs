@@ -71,11 +71,14 @@ struct Confinement {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Linux {
     #[serde(default)]
     namespaces: Vec<Namespace>,
     #[serde(default)]
     seccomp: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    cgroups_path: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -150,7 +153,7 @@ impl Bundle {
     /// What Create wants to know of config.json.
     pub fn traits(&self) -> Result<Traits, BundleError> {
         let spec: LinuxSpec = self.config()?;
-        let Linux { namespaces, seccomp } = spec.linux.unwrap_or_default();
+        let Linux { namespaces, seccomp, .. } = spec.linux.unwrap_or_default();
         let has_private_pid_namespace = namespaces.iter().any(|n| n.r#type == "pid" && n.path.is_empty());
         let has_user_namespace = namespaces.iter().any(|n| n.r#type == "user");
         let confinement = spec.process.unwrap_or_default();
@@ -163,6 +166,12 @@ impl Bundle {
             spool: annotations.spool,
             native_exec: annotations.native_exec,
         })
+    }
+
+    /// `linux.cgroupsPath` of config.json, in which the runtime makes the container's cgroup.
+    pub fn cgroups_path(&self) -> Option<String> {
+        let spec: LinuxSpec = self.config().ok()?;
+        spec.linux?.cgroups_path
     }
 
     /// config.json as it is.

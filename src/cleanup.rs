@@ -4,6 +4,8 @@
 use crate::{
     args::Common,
     bundle::{Bundle, INIT_PID},
+    cgroups::Cgroup,
+    id::Id,
     mount,
     protocol::{Timestamp, task::DeleteResponse},
     runtime::Runtime,
@@ -15,6 +17,8 @@ use std::{os::fd::OwnedFd, path::Path, time::Duration};
 
 /// How long the OCI runtime may take; containerd gives the whole action 5 s.
 const RUNTIME_DEADLINE: Duration = Duration::from_secs(4);
+/// 5 ms each: half a second, within containerd's five.
+const CGROUP_LOOKS: u32 = 100;
 /// Status of an init that was killed: 128 + SIGKILL.
 const KILLED: u32 = 137;
 
@@ -26,6 +30,7 @@ pub fn run(common: &Common) -> Vec<u8> {
     let runtime = Runtime::new(&options, &common.namespace, &bundle);
     if runtime.knows(&common.id) {
         force_delete(&runtime, &common.id);
+        remove_cgroup(&bundle, &common.id);
     }
     mount::unmount_below(&bundle.rootfs());
     remove_stale_socket(&bundle);
@@ -48,7 +53,7 @@ fn bundle_of(common: &Common) -> Bundle {
 }
 
 /// `runtime delete --force`, killed at the deadline.
-fn force_delete(runtime: &Runtime, id: &crate::id::Id) {
+fn force_delete(runtime: &Runtime, id: &Id) {
     let mut command = runtime.command();
     command.args(["delete", "--force", id.as_str()]);
     let Ok(pid) = command.start(&[None, None, None], &[]) else { return };
@@ -56,6 +61,20 @@ fn force_delete(runtime: &Runtime, id: &crate::id::Id) {
         let _ = sys::process::signal_child(pid, libc::SIGKILL);
     }
     let _ = sys::process::reap_pid(pid);
+}
+
+/// A runtime that was killed before it wrote its state down has left a cgroup that its `delete --force` knows nothing of, and in it
+/// a child of its own (crun; runc's ends by itself).
+fn remove_cgroup(bundle: &Bundle, id: &Id) {
+    let Some(cgroup) = bundle.cgroups_path().and_then(|path| Cgroup::at(&path, id.as_str())) else { return };
+    let pause = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+    for _ in 0..CGROUP_LOOKS {
+        if cgroup.remove(id.as_str()) {
+            return;
+        }
+        cgroup.kill();
+        let _ = poll(&mut [], Some(&pause));
+    }
 }
 
 fn ended_in_time(pid: u32) -> bool {

@@ -392,8 +392,7 @@ impl Shim {
             .map_err(|failure| ShimError::Runtime { context: "OCI runtime create failed", failure })
             .and_then(|()| self.adopt(request, &runtime, io, console.as_ref(), manner));
         if born.is_err() {
-            self.undo_create(&runtime, id).await;
-            self.clear_after_create(bundle, id).await;
+            self.undo_create(&runtime, bundle, id).await;
         }
         drop(birth);
         born
@@ -491,19 +490,22 @@ impl Shim {
     }
 
     /// A create that failed may have left state and a waiting init behind.
-    async fn undo_create(&self, runtime: &Runtime, id: &Id) {
+    async fn undo_create(&self, runtime: &Runtime, bundle: &Bundle, id: &Id) {
         if runtime.knows(id)
             && let Err(e) = self.runtimes.command(runtime, &["delete", "--force", id.as_str()]).await
         {
             log::warn!("delete after a failed create container={id}: {e}");
         }
+        self.clear_after_create(bundle, id).await;
     }
 
-    /// A runtime that was killed while it made the container may have left a child of its own, in a cgroup that nobody else removes
-    /// (crun; runc's ends by itself).
+    /// A runtime that was killed while it made the container may have left a cgroup that it does not know of itself, and in it a child of its
+    /// own (crun; runc's ends by itself).
     async fn clear_after_create(&self, bundle: &Bundle, id: &Id) {
         let left = self.reaper.unclaimed_with(&bundle.path().to_string_lossy());
-        let cgroups: Vec<Cgroup> = left.iter().filter_map(|pid| Cgroup::of_process(*pid).ok()).collect();
+        let named = bundle.cgroups_path().and_then(|path| Cgroup::at(&path, id.as_str()));
+        let cgroups: Vec<Cgroup> =
+            left.iter().filter_map(|pid| Cgroup::of_process(*pid).ok()).chain(named).collect();
         for pid in &left {
             log::warn!("killed what a failed create has left container={id} pid={pid}");
             // Our own child, unreaped: the number is its own.

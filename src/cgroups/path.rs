@@ -1,9 +1,13 @@
 //! Which cgroup a process is in, on v1 and v2.
 
-use crate::bundle::{is_absent, read_bounded};
+use crate::{
+    bundle::{is_absent, read_bounded},
+    sys::process,
+};
 use std::{
     io,
-    path::{Path, PathBuf},
+    os::fd::AsFd,
+    path::{Component, Path, PathBuf},
 };
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -39,6 +43,23 @@ impl Cgroup {
         Ok(Self::V1(parse_v1(&text)))
     }
 
+    /// Those of an absolute `linux.cgroupsPath` (OCI runtime specification, config-linux.md) that ends in `name`, whether or not they are there.
+    /// None for a relative one, which the runtime interprets, nor for a systemd scope, which systemd removes.
+    pub fn at(path: &str, name: &str) -> Option<Self> {
+        let is_plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
+        let is_named = path.starts_with('/') && Path::new(path).file_name().is_some_and(|last| last == name);
+        if !is_named || path.contains('\0') || !Path::new(path).components().all(is_plain) {
+            return None;
+        }
+        if is_unified() {
+            return Some(Self::V2(below(Path::new(ROOT), path)));
+        }
+        let named = |hierarchy: PathBuf| {
+            (hierarchy.file_name().unwrap_or_default().to_string_lossy().into(), below(&hierarchy, path))
+        };
+        Some(Self::V1(hierarchies().ok()?.into_iter().map(named).collect()))
+    }
+
     /// Removes its directories, if they are named `name` and empty. Returns whether none is left.
     pub fn remove(&self, name: &str) -> bool {
         let directories: Vec<&Path> = match self {
@@ -47,6 +68,27 @@ impl Cgroup {
         };
         let ours = directories.into_iter().filter(|path| path.file_name().is_some_and(|last| last == name));
         ours.filter(|path| std::fs::remove_dir(path).is_err_and(|e| !is_absent(&e))).count() == 0
+    }
+
+    /// Kills every process that is in one of its directories, and not in another cgroup by then.
+    pub fn kill(&self) {
+        let inside = || {
+            let mut pids = Vec::new();
+            for directory in self.directories() {
+                let _ = collect_pids(&directory, MAX_DEPTH, &mut pids);
+            }
+            pids
+        };
+        let held: Vec<_> =
+            inside().into_iter().filter_map(|pid| Some((pid, process::pidfd(pid).ok()??))).collect();
+        if held.is_empty() {
+            return;
+        }
+        // A number may have become another's before it was held.
+        let still = inside();
+        for (_, pidfd) in held.iter().filter(|(pid, _)| still.contains(pid)) {
+            let _ = process::signal_pidfd(pidfd.as_fd(), libc::SIGKILL);
+        }
     }
 
     /// Thaws it if it is frozen, whoever froze it. In a frozen v1 cgroup even SIGKILL waits; on v2 it does not, but runc deletes no
@@ -148,6 +190,14 @@ fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
+/// Where the hierarchies of v1 are mounted; cpuacct may be a link to cpu.
+fn hierarchies() -> io::Result<Vec<PathBuf>> {
+    let mut hierarchies: Vec<PathBuf> =
+        std::fs::read_dir(ROOT)?.flatten().map(|e| e.path()).filter(|p| !p.is_symlink()).collect();
+    hierarchies.sort();
+    Ok(hierarchies)
+}
+
 /// Writes a process, or 0 for whoever writes, into a cgroup's list of processes or tasks, which is there.
 pub fn enter(list: &Path, pid: u32) -> io::Result<()> {
     let mut list = std::fs::OpenOptions::new().write(true).open(list)?;
@@ -164,10 +214,7 @@ pub fn join(pid: u32, cgroup: &str) -> io::Result<()> {
         return write(&below(Path::new(ROOT), cgroup));
     }
     let mut joined = false;
-    let mut hierarchies: Vec<PathBuf> =
-        std::fs::read_dir(ROOT)?.flatten().map(|e| e.path()).filter(|p| !p.is_symlink()).collect();
-    hierarchies.sort();
-    for hierarchy in hierarchies {
+    for hierarchy in hierarchies()? {
         let directory = below(&hierarchy, cgroup);
         if directory.join("cgroup.procs").exists() {
             write(&directory)?;
@@ -189,6 +236,18 @@ mod tests {
         assert_eq!(cgroup.directory("memory"), Some(Path::new("/sys/fs/cgroup/memory/b/c")));
         assert_eq!(cgroup.directory("name=systemd"), Some(Path::new("/sys/fs/cgroup/systemd/d")));
         assert_eq!(cgroup.directory("pids"), None);
+    }
+
+    #[test]
+    fn only_an_absolute_path_names_a_cgroup() {
+        for path in ["", "/", "a", "a/b", "/a/../b", "..", "/..", "system.slice:cri:a", "/a\0"] {
+            let name = path.rsplit('/').next().unwrap();
+            assert_eq!(Cgroup::at(path, name), None, "{path:?}");
+        }
+        assert_eq!(Cgroup::at("/cleat-none/a", "b"), None);
+        let cgroup = Cgroup::at("/cleat-none/a", "a").unwrap();
+        // Nothing is there, and so nothing is left.
+        assert!(cgroup.remove("a") && cgroup.directories().is_empty());
     }
 
     #[test]

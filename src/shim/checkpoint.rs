@@ -143,7 +143,7 @@ impl Shim {
                 Ok(pid)
             });
         if restored.is_err() {
-            self.undo_create(&runtime, id).await;
+            self.undo_create(&runtime, &bundle, id).await;
         }
         drop(birth);
         restored

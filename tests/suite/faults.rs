@@ -151,7 +151,7 @@ fn scar_29_a_stale_socket_is_replaced() {
     rig.remove("a");
 }
 
-// containerd #4538. Defence: `Shim::undo_create`, `Shim::clear_after_create`.
+// containerd #4538. Defence: `Shim::undo_create`.
 #[test]
 fn scar_10_a_killed_runtime_leaves_nothing() {
     let rig = Rig::new();
@@ -164,6 +164,31 @@ fn scar_10_a_killed_runtime_leaves_nothing() {
             rig.try_ctr([&["run", "-d", "--null-io"], &flags[..], &[IMAGE, "a", "sleep", "1000"]].concat());
         assert!(!output.status.success());
         let _ = rig.try_ctr(["container", "rm", "a"]);
+    }
+}
+
+// The runtime writes its state down later: nothing but config.json tells of the cgroup. Defence: `Cgroup::at`.
+#[test]
+fn scar_10_a_runtime_killed_with_a_cgroup_and_no_state_leaves_none() {
+    let rig = Rig::new();
+    for (victims, delay) in
+        ["$runtime", "$runtime $PPID"].iter().flat_map(|v| ["0", "0.001", "0.003"].map(|d| (v, d)))
+    {
+        let flags = rig.runtime_script(&format!(
+            "case \"$*\" in *' create '*)
+                runc \"$@\" & runtime=$!
+                until [ -d /sys/fs/cgroup/pids/{0}/a ] || [ -d /sys/fs/cgroup/{0}/a ]; do :; done
+                [ {delay} = 0 ] || sleep {delay}
+                kill -9 {victims}; wait; exit 1;;
+            esac",
+            rig.namespace
+        ));
+        let flags = flags.each_ref().map(String::as_str);
+        let output =
+            rig.try_ctr([&["run", "-d", "--null-io"], &flags[..], &[IMAGE, "a", "sleep", "1000"]].concat());
+        assert!(!output.status.success());
+        let _ = rig.try_ctr(["container", "rm", "a"]);
+        until(&format!("no cgroup is left after {victims} {delay}"), || rig.cgroups().is_empty());
     }
 }
 

@@ -350,7 +350,7 @@ impl Rig {
     }
 
     /// Cgroups of our containers, in every hierarchy.
-    fn cgroups(&self) -> Vec<PathBuf> {
+    pub fn cgroups(&self) -> Vec<PathBuf> {
         fs::read_dir("/sys/fs/cgroup")
             .into_iter()
             .flatten()
