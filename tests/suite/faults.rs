@@ -171,6 +171,7 @@ fn scar_10_a_killed_runtime_leaves_nothing() {
 #[test]
 fn scar_10_a_runtime_killed_with_a_cgroup_and_no_state_leaves_none() {
     let rig = Rig::new();
+    let marker = rig.dir.join("seen");
     for (victims, delay) in
         ["$runtime", "$runtime $PPID"].iter().flat_map(|v| ["0", "0.001", "0.003"].map(|d| (v, d)))
     {
@@ -178,15 +179,18 @@ fn scar_10_a_runtime_killed_with_a_cgroup_and_no_state_leaves_none() {
             "case \"$*\" in *' create '*)
                 runc \"$@\" & runtime=$!
                 until [ -d /sys/fs/cgroup/pids/{0}/a ] || [ -d /sys/fs/cgroup/{0}/a ]; do :; done
+                : >{marker}
                 [ {delay} = 0 ] || sleep {delay}
                 kill -9 {victims}; wait; exit 1;;
             esac",
-            rig.namespace
+            rig.namespace,
+            marker = marker.display()
         ));
         let flags = flags.each_ref().map(String::as_str);
         let output =
             rig.try_ctr([&["run", "-d", "--null-io"], &flags[..], &[IMAGE, "a", "sleep", "1000"]].concat());
         assert!(!output.status.success());
+        std::fs::remove_file(&marker).expect("the runtime was killed where it was meant to be");
         let _ = rig.try_ctr(["container", "rm", "a"]);
         until(&format!("no cgroup is left after {victims} {delay}"), || rig.cgroups().is_empty());
     }
