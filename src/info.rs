@@ -54,7 +54,7 @@ pub fn describe(program: &str, stdin: impl Read) -> Result<Vec<u8>, InfoError> {
     let any = Any::decode(input.as_slice()).map_err(InfoError::Input)?;
     let options = options::read(&any)?;
     let binary = if options.binary_name.is_empty() { "runc" } else { &options.binary_name };
-    if !is_installed(binary) {
+    if !Program::new(binary).is_installed() {
         return Err(InfoError::NoRuntime(binary.to_owned()));
     }
     let info = RuntimeInfo {
@@ -75,15 +75,6 @@ fn runtime_name(program: &str) -> String {
         Some((name, version)) => format!("io.containerd.{name}.{version}"),
         None => "io.containerd.cleat.v2".to_owned(),
     }
-}
-
-/// A path, or a name that PATH leads to.
-fn is_installed(binary: &str) -> bool {
-    if binary.contains('/') {
-        return std::path::Path::new(binary).exists();
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(binary).exists())
 }
 
 /// `BINARY features`: JSON, or nothing.

@@ -130,6 +130,12 @@ impl Program {
         })
     }
 
+    /// Whether it is there to be started.
+    pub fn is_installed(&self) -> bool {
+        let is_there = |path: &CString| Path::new(OsStr::from_bytes(path.as_bytes())).exists();
+        self.candidates().is_ok_and(|paths| paths.iter().any(is_there))
+    }
+
     /// The paths that it may have.
     fn candidates(&self) -> io::Result<Vec<CString>> {
         if self.path.as_bytes().contains(&b'/') {
