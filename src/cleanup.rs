@@ -66,7 +66,7 @@ fn force_delete(runtime: &Runtime, id: &Id) {
 /// A runtime that was killed before it wrote its state down has left a cgroup that its `delete --force` knows nothing of, and in it
 /// a child of its own (crun; runc's ends by itself).
 fn remove_cgroup(bundle: &Bundle, id: &Id) {
-    let Some(cgroup) = bundle.cgroups_path().and_then(|path| Cgroup::at(&path, id.as_str())) else { return };
+    let Some(cgroup) = Cgroup::of_bundle(bundle, id) else { return };
     let pause = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
     for _ in 0..CGROUP_LOOKS {
         if cgroup.remove(id.as_str()) {

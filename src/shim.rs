@@ -503,7 +503,7 @@ impl Shim {
     /// own (crun; runc's ends by itself).
     async fn clear_after_create(&self, bundle: &Bundle, id: &Id) {
         let left = self.reaper.unclaimed_with(&bundle.path().to_string_lossy());
-        let named = bundle.cgroups_path().and_then(|path| Cgroup::at(&path, id.as_str()));
+        let named = Cgroup::of_bundle(bundle, id);
         let cgroups: Vec<Cgroup> =
             left.iter().filter_map(|pid| Cgroup::of_process(*pid).ok()).chain(named).collect();
         for pid in &left {

@@ -1,7 +1,8 @@
 //! Which cgroup a process is in, on v1 and v2.
 
 use crate::{
-    bundle::{is_absent, read_bounded},
+    bundle::{Bundle, is_absent, read_bounded},
+    id::Id,
     sys::process,
 };
 use std::{
@@ -43,9 +44,14 @@ impl Cgroup {
         Ok(Self::V1(parse_v1(&text)))
     }
 
+    /// Where the runtime makes those of a container, as its bundle says; None also without a word on them..
+    pub fn of_bundle(bundle: &Bundle, id: &Id) -> Option<Self> {
+        Self::at(&bundle.cgroups_path()?, id.as_str())
+    }
+
     /// Those of an absolute `linux.cgroupsPath` (OCI runtime specification, config-linux.md) that ends in `name`, whether or not they are there.
     /// None for a relative one, which the runtime interprets, nor for a systemd scope, which systemd removes.
-    pub fn at(path: &str, name: &str) -> Option<Self> {
+    fn at(path: &str, name: &str) -> Option<Self> {
         let is_plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
         let is_named = path.starts_with('/') && Path::new(path).file_name().is_some_and(|last| last == name);
         if !is_named || path.contains('\0') || !Path::new(path).components().all(is_plain) {

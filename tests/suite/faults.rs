@@ -167,7 +167,7 @@ fn scar_10_a_killed_runtime_leaves_nothing() {
     }
 }
 
-// The runtime writes its state down later: nothing but config.json tells of the cgroup. Defence: `Cgroup::at`.
+// The runtime writes its state down later: nothing but config.json tells of the cgroup. Defence: `Cgroup::of_bundle`.
 #[test]
 fn scar_10_a_runtime_killed_with_a_cgroup_and_no_state_leaves_none() {
     let rig = Rig::new();
