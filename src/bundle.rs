@@ -261,6 +261,22 @@ impl Bundle {
         open_with(&self.join(name), OWN)
     }
 
+    /// Whether a Create has begun, and so the runtime may have been called.
+    pub fn has_called_runtime(&self) -> bool {
+        self.join("runtime").exists() || self.join(INIT_PID).exists()
+    }
+
+    /// Notes for a later `delete` that the runtime was seen to keep its record where we look for it: that no record is
+    /// left then means that the runtime knows the container no more.
+    pub fn note_record_seen(&self) -> Result<(), BundleError> {
+        self.write(RECORD_SEEN, b"", 0o600)
+    }
+
+    /// Whether [`Bundle::note_record_seen`] was called.
+    pub fn is_record_seen(&self) -> bool {
+        self.join(RECORD_SEEN).exists()
+    }
+
     /// Removes a file; a missing one is fine.
     pub fn remove(&self, name: &str) {
         if let Err(e) = std::fs::remove_file(self.join(name))
@@ -298,10 +314,13 @@ pub fn is_absent(error: &io::Error) -> bool {
 /// The file in which the runtime names a container's init.
 pub const INIT_PID: &str = "init.pid";
 
-/// The one in which it names an exec.
+/// The one in which it names an exec. The prefix keeps an exec called `init` apart from the init.
 pub fn exec_pid(exec: &Id) -> String {
-    format!("{exec}.pid")
+    format!("exec-{exec}.pid")
 }
+
+/// See [`Bundle::note_record_seen`].
+const RECORD_SEEN: &str = "record-seen";
 
 /// The file in which the seccomp filters of the init are kept (`native::filters`).
 pub const SECCOMP: &str = "seccomp";

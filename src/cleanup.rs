@@ -1,5 +1,5 @@
 //! The `delete` action: cleans up after a dead shim. Idempotent, quiet, and without a runtime process when the runtime
-//! knows nothing of the container any more. Synchronous: containerd waits for 5 s at most.
+//! is known to know nothing of the container any more. Synchronous: containerd waits for 5 s at most.
 
 use crate::{
     args::Common,
@@ -13,10 +13,17 @@ use crate::{
 };
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::{os::fd::OwnedFd, path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
-/// How long the OCI runtime may take; containerd gives the whole action 5 s.
-const RUNTIME_DEADLINE: Duration = Duration::from_secs(4);
+/// How long we wait for the OCI runtime; containerd gives the whole action 5 s.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(4);
+/// How long the runtime may go on after that: it may run the container's poststop hooks. As in the daemon.
+const RUNTIME_LIFE: Duration = Duration::from_secs(600);
+/// When we answer at the latest, whether or not a hung file system has been unmounted.
+const PATIENCE: Duration = Duration::from_millis(4700);
 /// 5 ms each: half a second, within containerd's five.
 const CGROUP_LOOKS: u32 = 100;
 /// Status of an init that was killed: 128 + SIGKILL.
@@ -24,15 +31,17 @@ const KILLED: u32 = 137;
 
 /// Runs `delete`. Returns what belongs on stdout: a `DeleteResponse`. Missing files are no errors.
 pub fn run(common: &Common) -> Vec<u8> {
+    let deadline = Instant::now() + PATIENCE;
     let bundle = bundle_of(common);
     let options = bundle.options().unwrap_or_default();
     let pid = bundle.pid(INIT_PID).unwrap_or(0);
     let runtime = Runtime::new(&options, &common.namespace, &bundle);
-    if runtime.knows(&common.id) {
+    let may_be_known = bundle.has_called_runtime() && !bundle.is_record_seen();
+    if may_be_known || runtime.has_record(&common.id) {
         force_delete(&runtime, &common.id);
         remove_cgroup(&bundle, &common.id);
     }
-    mount::unmount_below(&bundle.rootfs());
+    unmount(&bundle.rootfs(), deadline);
     remove_stale_socket(&bundle);
     let (exit_status, exited_at) = match bundle.exit() {
         Some(exit) => (exit.status, exit.at),
@@ -52,15 +61,40 @@ fn bundle_of(common: &Common) -> Bundle {
     }
 }
 
-/// `runtime delete --force`, killed at the deadline.
+/// `runtime delete --force`. One that takes longer than we may wait goes on alone, and is killed in the end.
 fn force_delete(runtime: &Runtime, id: &Id) {
     let mut command = runtime.command();
     command.args(["delete", "--force", id.as_str()]);
-    let Ok(pid) = command.start(&[None, None, None], &[]) else { return };
-    if !ended_in_time(pid) {
+    let Ok(pid) = command.start_lasting(&[]) else { return };
+    if sys::process::reap_until(pid, Instant::now() + RUNTIME_PATIENCE).is_some() {
+        return;
+    }
+    let held = sys::process::pidfd(pid).ok().flatten();
+    let guarded = held.as_ref().is_some_and(|pidfd| {
+        let guard = sys::spawn::apart(pidfd, |pidfd| {
+            let life = Timespec::try_from(RUNTIME_LIFE).unwrap_or_default();
+            let _ = poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], Some(&life));
+            let _ = sys::process::signal_pidfd(pidfd, libc::SIGKILL);
+        });
+        guard.is_ok()
+    });
+    if !guarded {
+        // Our own child, unreaped: the number is its own.
         let _ = sys::process::signal_child(pid, libc::SIGKILL);
     }
-    let _ = sys::process::reap_pid(pid);
+}
+
+/// Unmounts the rootfs, in a process that may hang in the kernel.
+fn unmount(rootfs: &Path, deadline: Instant) {
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
+    let started = null.and_then(|null| {
+        let unmount = |_: std::os::fd::BorrowedFd<'_>| drop(mount::unmount_below(rootfs));
+        sys::spawn::apart(&null, unmount).map_err(|_| rustix::io::Errno::AGAIN)
+    });
+    match started {
+        Ok(pid) => drop(sys::process::reap_until(pid, deadline)),
+        Err(_) => drop(mount::unmount_below(rootfs)),
+    }
 }
 
 /// A runtime that was killed before it wrote its state down has left a cgroup that its `delete --force` knows nothing of, and in it
@@ -75,27 +109,6 @@ fn remove_cgroup(bundle: &Bundle, id: &Id) {
         cgroup.kill();
         let _ = poll(&mut [], Some(&pause));
     }
-}
-
-fn ended_in_time(pid: u32) -> bool {
-    let Ok(Some(pidfd)) = sys::process::pidfd(pid) else {
-        return polled(pid);
-    };
-    let pidfd: OwnedFd = pidfd;
-    let timeout = Timespec { tv_sec: RUNTIME_DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
-    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
-}
-
-/// For kernels without pidfds: looks every 10 ms.
-fn polled(pid: u32) -> bool {
-    let step = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
-    for _ in 0..RUNTIME_DEADLINE.as_millis() / 10 {
-        if !matches!(sys::process::reap_pid(pid), Ok(None)) {
-            return true;
-        }
-        let _ = poll(&mut [], Some(&step));
-    }
-    false
 }
 
 /// The dead shim's socket, if the bundle names one and nobody answers there: another container of the group may have

@@ -6,16 +6,25 @@ use crate::{
         Any,
         info::{RuntimeInfo, RuntimeVersion},
     },
-    sys::program::Program,
+    sys::{self, program::Program},
 };
 use prost::Message;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::OFlags,
+    io::Errno,
+    pipe::PipeFlags,
+};
 use std::{
     io::{self, Read},
     os::fd::OwnedFd,
+    time::{Duration, Instant},
 };
 
 /// Type URL under which containerd looks for the runtime's features.
 const FEATURES_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+/// How long the runtime may take to name its features. containerd waits 10 s for the whole answer.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Most bytes of options or of features.
 const MAX_BYTES: u64 = 10 << 20;
 
@@ -77,19 +86,23 @@ fn runtime_name(program: &str) -> String {
     }
 }
 
-/// `BINARY features`: JSON, or nothing.
+/// `BINARY features`: JSON, or nothing. A runtime that does not answer in [`PATIENCE`] has none to tell.
 fn features(binary: &str) -> Option<Vec<u8>> {
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).ok()?;
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+    // The runtime's end waits as programs expect it; both ends are files of their own.
+    rustix::fs::fcntl_setfl(&write, OFlags::empty()).ok()?;
     let streams = [None, Some(write), None];
     let pid = Program::new(binary).arg("features").start(&streams, &[]).ok()?;
     drop(streams);
-    let json = read_all(read)?;
-    let status = rustix::process::waitpid(
-        rustix::process::Pid::from_raw(pid.cast_signed()),
-        rustix::process::WaitOptions::empty(),
-    );
-    let succeeded = matches!(status, Ok(Some((_, status))) if status.exit_status() == Some(0));
-    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&json).ok().filter(|_| succeeded)?;
+    let deadline = Instant::now() + PATIENCE;
+    let json = read_all(&read, deadline);
+    let status = json.is_some().then(|| sys::process::reap_until(pid, deadline)).flatten();
+    if status.is_none() {
+        // Our own child, unreaped: the number is its own.
+        let _ = sys::process::signal_child(pid, libc::SIGKILL);
+    }
+    let json = json.filter(|_| status == Some(0))?;
+    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&json).ok()?;
     Some(compact(&json))
 }
 
@@ -111,10 +124,25 @@ fn compact(json: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-fn read_all(pipe: OwnedFd) -> Option<Vec<u8>> {
+/// All that is written until the other end closes; `None` if it does not in time, or is too much.
+fn read_all(pipe: &OwnedFd, deadline: Instant) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::fs::File::from(pipe).take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
+    let mut chunk = [0; 4096];
+    loop {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok()?;
+        if poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&left)).is_ok_and(|ready| ready == 0) {
+            return None;
+        }
+        match rustix::io::read(pipe, &mut chunk) {
+            Ok(0) => return Some(bytes),
+            Ok(n) => bytes.extend_from_slice(&chunk[..n]),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => return None,
+        }
+        if bytes.len() as u64 > MAX_BYTES {
+            return None;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -132,5 +160,22 @@ mod tests {
         assert_eq!(runtime_name("containerd-shim-runc-v2"), "io.containerd.runc.v2");
         assert_eq!(runtime_name("containerd-shim-a-b-v2"), "io.containerd.a-b.v2");
         assert_eq!(runtime_name("cleat"), "io.containerd.cleat.v2");
+    }
+
+    #[test]
+    fn features_are_json_of_a_runtime_that_answers() {
+        let runtime = |script: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("runtime");
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            features(path.to_str().unwrap())
+        };
+        assert_eq!(runtime("echo '{ }'"), Some(b"{}".to_vec()));
+        assert_eq!(runtime("echo '{}'; exit 1"), None);
+        assert_eq!(runtime("echo x"), None);
+        // It keeps the pipe open, or closes it and stays.
+        assert_eq!(runtime("echo '{}'; exec sleep 60"), None);
+        assert_eq!(runtime("exec sleep 60 >/dev/null"), None);
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod bundle;
+pub mod cancel;
 pub mod cgroups;
 pub mod cleanup;
 pub mod container;
@@ -27,3 +28,4 @@ pub mod shim;
 pub mod start;
 pub mod sys;
 pub mod task;
+pub mod tasks;

@@ -4,14 +4,17 @@
 //! Commands run to their end even if their caller has gone.
 
 mod checkpoint;
+mod guard;
 mod inspect;
+mod memory;
 mod native;
 
 pub use checkpoint::{Checkpoint, SaveState};
 
 use crate::{
     bundle::{Bundle, BundleError, INIT_PID, RecordedExit, exec_pid},
-    cgroups::{Cgroup, OomWatch},
+    cancel::CancelToken,
+    cgroups::Cgroup,
     container::{Container, Effect, Event, Exit, Notice, PidNamespace, Refusal, Status, Stdio},
     events::{EventQueue, Topic},
     exits::{Exited, ProcessKey, Reaper},
@@ -19,15 +22,18 @@ use crate::{
     io::{BadPolicy, ConsoleSocket, Plan, ProcessIo, SpoolPolicy, StdioError},
     mount,
     protocol::{Mount, Timestamp, events, options::Options},
-    rpc::Abandoned,
     runtime::{self, CallStdio, Failure, Runtime},
     sys::{self, process::ExitStatus},
+    tasks,
 };
+use guard::Verb;
+use memory::OomGuard;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     rc::Rc,
     time::Duration,
@@ -49,14 +55,6 @@ const START_AFTER_INIT: Duration = Duration::from_secs(10);
 /// How often, and how long apart, we look whether the cgroup of a failed create, or of a dead init, is empty: a second in all.
 const CLEAR_LOOKS: u32 = 200;
 const CLEAR_PAUSE: Duration = Duration::from_millis(5);
-/// Pauses between looks at the counter of kills after a notice: on v1 the notice comes before the kill, and the counter after it.
-const OOM_LOOKS: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_millis(5),
-    Duration::from_millis(25),
-    Duration::from_millis(150),
-    Duration::from_millis(1000),
-];
 /// Containers of one shim. A pod has a few; more than this is a mistake of the caller.
 const MAX_CONTAINERS: usize = 4096;
 /// Execs of one container that are not deleted.
@@ -145,6 +143,9 @@ pub enum ShimError {
     /// Nobody waits any more.
     #[error("the caller has gone")]
     Abandoned,
+    /// A Create that comes after the last Shutdown.
+    #[error("the shim is shutting down")]
+    Ending,
 }
 
 /// Create, checked.
@@ -213,11 +214,15 @@ struct Owned {
     io: Rc<ProcessIo>,
     exec_io: HashMap<Id, Rc<ProcessIo>>,
     cgroup: Option<Rc<Cgroup>>,
-    oom: Option<Rc<OomWatch>>,
-    /// Notified when `runtime start` must end.
-    start: Rc<Notify>,
-    /// Notified when `runtime exec` must end.
-    exec_starts: Rc<Notify>,
+    oom: Option<OomGuard>,
+    /// The runtime keeps its record where it was looked for (`Runtime::keeps_record`).
+    keeps_record: bool,
+    /// A SIGKILL was asked for.
+    is_killed_by_us: bool,
+    /// Set when `runtime start` must end.
+    start: CancelToken,
+    /// Set when `runtime exec`, and what comes before it, must end.
+    exec_starts: CancelToken,
     /// Deletes that came while one was under way: they get the same answer.
     deleters: Vec<oneshot::Sender<Deleted>>,
 }
@@ -227,7 +232,8 @@ struct Owned {
 struct Born {
     pid: u32,
     cgroup: Option<Rc<Cgroup>>,
-    oom: Option<Rc<OomWatch>>,
+    oom: Option<OomGuard>,
+    keeps_record: bool,
 }
 
 /// All containers of one shim.
@@ -272,6 +278,7 @@ impl Shim {
     /// everything is undone.
     pub async fn create(self: &Rc<Self>, request: Create) -> Result<u32, ShimError> {
         let reservation = self.reserve(&request.id)?;
+        has_room_for_a_process()?;
         if request.checkpoint.is_none() {
             self.runtimes.expect_birth();
         }
@@ -328,6 +335,9 @@ impl Shim {
     }
 
     fn reserve(self: &Rc<Self>, id: &Id) -> Result<Reservation, ShimError> {
+        if self.ended.get() {
+            return Err(ShimError::Ending);
+        }
         let mut slots = self.slots.borrow_mut();
         if slots.contains_key(id) {
             return Err(ShimError::Exists(id.clone()));
@@ -388,10 +398,11 @@ impl Shim {
         if result.is_ok() && manner.native_exec && manner.has_seccomp {
             self.keep_filters(id, bundle).await;
         }
+        let has_run = !matches!(result, Err(Failure::NotStarted { .. }));
         let born = result
             .map_err(|failure| ShimError::Runtime { context: "OCI runtime create failed", failure })
             .and_then(|()| self.adopt(request, &runtime, io, console.as_ref(), manner));
-        if born.is_err() {
+        if born.is_err() && has_run {
             self.undo_create(&runtime, bundle, id).await;
         }
         drop(birth);
@@ -412,7 +423,7 @@ impl Shim {
         if bundle.is_gone() {
             return Err(ShimError::GivenUp(bundle.path().to_owned()));
         }
-        let born = self.born(id, bundle, io, console)?;
+        let born = self.born(id, bundle, runtime, io, console)?;
         let pid = born.pid;
         self.insert(request, runtime, io, manner, born);
         Ok(pid)
@@ -423,6 +434,7 @@ impl Shim {
         self: &Rc<Self>,
         id: &Id,
         bundle: &Bundle,
+        runtime: &Runtime,
         io: &Rc<ProcessIo>,
         console: Option<&ConsoleSocket>,
     ) -> Result<Born, ShimError> {
@@ -430,6 +442,10 @@ impl Shim {
             io.attach_console(console.receive()?)?;
         }
         let pid = bundle.pid(INIT_PID)?;
+        let keeps_record = runtime.keeps_record(id, pid);
+        if keeps_record {
+            bundle.note_record_seen()?;
+        }
         let cgroup = Cgroup::of_process(pid).map(Rc::new);
         if let Err(e) = &cgroup {
             log::warn!("cgroup unknown container={id} pid={pid}: {e}");
@@ -440,7 +456,7 @@ impl Shim {
         self.reaper
             .watch_process(pid, key)
             .map_err(|source| ShimError::Io { verb: "watch the container's init", source })?;
-        Ok(Born { pid, cgroup, oom })
+        Ok(Born { pid, cgroup, oom, keeps_record })
     }
 
     /// The container is there from now on; containerd is told.
@@ -450,7 +466,7 @@ impl Shim {
         runtime: &Runtime,
         io: &Rc<ProcessIo>,
         Manner { pid_namespace, native_exec, .. }: Manner,
-        Born { pid, cgroup, oom }: Born,
+        Born { pid, cgroup, oom, keeps_record }: Born,
     ) {
         let Create { id, bundle, options, stdio, rootfs, checkpoint } = request;
         let state = Container::new(id.clone(), bundle.path().to_owned(), pid, stdio.clone(), pid_namespace);
@@ -465,8 +481,10 @@ impl Shim {
             exec_io: HashMap::new(),
             cgroup,
             oom,
-            start: Rc::default(),
-            exec_starts: Rc::default(),
+            keeps_record,
+            is_killed_by_us: false,
+            start: CancelToken::default(),
+            exec_starts: CancelToken::default(),
             deleters: Vec::new(),
         };
         self.slots.borrow_mut().insert(id.clone(), Slot::There(Box::new(owned)));
@@ -491,8 +509,8 @@ impl Shim {
 
     /// A create that failed may have left state and a waiting init behind.
     async fn undo_create(&self, runtime: &Runtime, bundle: &Bundle, id: &Id) {
-        if runtime.knows(id)
-            && let Err(e) = self.runtimes.command(runtime, &["delete", "--force", id.as_str()]).await
+        if let Err(e) = self.runtimes.delete(runtime, id, true).await
+            && !e.is_unknown_container()
         {
             log::warn!("delete after a failed create container={id}: {e}");
         }
@@ -520,60 +538,22 @@ impl Shim {
         log::warn!("cgroup remains after a failed create container={id}");
     }
 
-    fn arm_oom_watch(self: &Rc<Self>, id: &Id, cgroup: &Cgroup) -> Option<Rc<OomWatch>> {
-        let watch = match OomWatch::arm(cgroup) {
-            Ok(watch) => Rc::new(watch),
-            Err(e) => {
-                log::warn!("out-of-memory kills cannot be watched container={id}: {e}");
-                return None;
-            }
-        };
-        let (shim, id, weak) = (Rc::downgrade(self), id.clone(), Rc::downgrade(&watch));
-        let waiting = Rc::clone(&watch);
-        tokio::task::spawn_local(async move {
-            let mut waiting = Some(waiting);
-            while let Some(watch) = waiting.take() {
-                if watch.woken().await.is_err() || !watch.is_alive() {
-                    return;
-                }
-                drop(watch);
-                for pause in OOM_LOOKS {
-                    let Some(shim) = shim.upgrade() else { return };
-                    shim.report_oom_kills(&id);
-                    drop(shim);
-                    tokio::time::sleep(pause).await;
-                }
-                // The container owns the watch; when it has gone, so have we.
-                waiting = weak.upgrade();
-            }
-        });
-        Some(watch)
-    }
-
-    fn report_oom_kills(self: &Rc<Self>, id: &Id) {
-        let watch = self.with(id, |owned| owned.oom.clone()).ok().flatten();
-        for _ in 0..watch.map_or(0, |watch| watch.new_kills()) {
-            let _ = self.apply(id, Event::OomKilled);
-        }
-    }
-
     // ---- Start -------------------------------------------------------------------------------------------------------
 
     /// Starts the init. Returns its pid.
     pub async fn start(self: &Rc<Self>, id: &Id) -> Result<u32, ShimError> {
-        self.apply(id, Event::StartRequested)?;
+        let transition = self.begin(id, Event::StartRequested, Verb::Start)?;
         let (runtime, pid, cut_short) =
-            self.with(id, |owned| (owned.runtime.clone(), owned.state.init.pid, Rc::clone(&owned.start)))?;
-        let started = if pid == 0 {
-            Box::pin(self.restore(id)).await
+            self.with(id, |owned| (owned.runtime.clone(), owned.state.init.pid, owned.start.clone()))?;
+        let pid = if pid == 0 {
+            Box::pin(self.restore(id)).await?
         } else {
             let result = self.runtimes.start(&runtime, id, cut_short).await;
-            result
-                .map(|()| pid)
-                .map_err(|failure| ShimError::Runtime { context: "OCI runtime start failed", failure })
+            result.map_err(|failure| ShimError::Runtime { context: "OCI runtime start failed", failure })?;
+            pid
         };
-        self.apply(id, if started.is_ok() { Event::Started } else { Event::StartFailed })?;
-        started
+        transition.succeed(Event::Started)?;
+        Ok(pid)
     }
 
     /// Adds an exec; nothing runs yet. `spec` is the process spec, JSON, as the runtime is to read it.
@@ -592,19 +572,28 @@ impl Shim {
         Ok(())
     }
 
-    /// Starts an exec. Returns its pid.
+    /// Starts an exec. Returns its pid. After a failure it may be started again, as with Go's shim.
     pub async fn start_exec(self: &Rc<Self>, id: &Id, exec: &Id) -> Result<u32, ShimError> {
         let spec = self.with(id, |owned| owned.state.execs.get(exec).map(|e| e.spec.clone()))?;
-        self.apply(id, Event::ExecStartRequested(exec.clone()))?;
-        let result = self.run_exec(id, exec, &spec.unwrap_or_default()).await;
-        if result.is_err() {
-            if let Ok(Some(io)) = self.with(id, |owned| owned.exec_io.get(exec).cloned()) {
-                io.close();
-            }
-            let exit = Exit { status: UNKNOWN_STATUS, at: Timestamp::now() };
-            self.apply(id, Event::ExecStartFailed { exec: exec.clone(), exit })?;
+        let transition =
+            self.begin(id, Event::ExecStartRequested(exec.clone()), Verb::StartExec(exec.clone()))?;
+        has_room_for_a_process()?;
+        let pid = self.run_exec(id, exec, &spec.unwrap_or_default()).await?;
+        transition.succeed(Event::ExecStarted { exec: exec.clone(), pid })?;
+        Ok(pid)
+    }
+
+    /// New channels for an exec whose start has failed; those of the failed one are closed.
+    fn renew_exec_io(&self, id: &Id, exec: &Id) {
+        let renewed = self.with(id, |owned| {
+            let stdio = &owned.state.execs.get(exec)?.process.stdio;
+            let spool = owned.io.spool().through_the_shim();
+            let plan = Plan::new(stdio, self.namespace.as_str(), exec.as_str(), spool).ok()?;
+            owned.exec_io.insert(exec.clone(), ProcessIo::new(plan))
+        });
+        if let Ok(Some(failed)) = renewed {
+            failed.close();
         }
-        result
     }
 
     async fn run_exec(self: &Rc<Self>, id: &Id, exec: &Id, spec: &[u8]) -> Result<u32, ShimError> {
@@ -612,7 +601,7 @@ impl Shim {
             .with(id, |owned| {
                 let io = owned.exec_io.get(exec).cloned();
                 let bundle = Bundle::new(&owned.state.bundle);
-                let starts = Rc::clone(&owned.exec_starts);
+                let starts = owned.exec_starts.clone();
                 io.map(|io| (owned.runtime.clone(), owned.options.clone(), io, bundle, starts))
             })?
             .ok_or_else(|| Refusal::NoExec(exec.clone()))?;
@@ -663,13 +652,12 @@ impl Shim {
         adopted
     }
 
-    /// The exec runs: watches it, tells containerd.
+    /// The exec runs: watches it.
     fn adopt_exec(self: &Rc<Self>, id: &Id, exec: &Id, pid: u32) -> Result<u32, ShimError> {
         let key = ProcessKey { container: id.clone(), exec: Some(exec.clone()) };
         self.reaper
             .watch_process(pid, key)
             .map_err(|source| ShimError::Io { verb: "watch the exec", source })?;
-        self.apply(id, Event::ExecStarted { exec: exec.clone(), pid })?;
         Ok(pid)
     }
 
@@ -709,8 +697,10 @@ impl Shim {
     }
 
     /// Waits for the exit of the init or of an exec; answers at once if it is known.
-    pub async fn wait(&self, id: &Id, exec: Option<&Id>, abandoned: &Abandoned) -> Result<Exit, ShimError> {
-        if let Some(exit) = self.with(id, |owned| process(&owned.state, exec).map(|p| p.exit))?? {
+    pub async fn wait(&self, id: &Id, exec: Option<&Id>, abandoned: &CancelToken) -> Result<Exit, ShimError> {
+        if let Some(exit) =
+            self.with(id, |owned| process(&owned.state, exec).map(|_| owned.state.outcome(exec)))??
+        {
             return Ok(exit);
         }
         let (sender, receiver) = oneshot::channel();
@@ -747,13 +737,9 @@ impl Shim {
         })?
     }
 
-    /// The container's cgroup, as long as it is there.
+    /// The container's cgroup. It may have gone, with a systemd scope for instance; then its figures are zero, as Go's shim has it.
     pub fn cgroup(&self, id: &Id) -> Result<Rc<Cgroup>, ShimError> {
-        let cgroup = self.with(id, |owned| owned.cgroup.clone())?.ok_or(ShimError::NoCgroup)?;
-        match cgroup.directory("memory").or(cgroup.directory("pids")) {
-            Some(directory) if directory.exists() => Ok(cgroup),
-            _ => Err(ShimError::NoCgroup),
-        }
+        self.with(id, |owned| owned.cgroup.clone())?.ok_or(ShimError::NoCgroup)
     }
 
     /// The init's pid, 0 for an unknown container.
@@ -765,7 +751,8 @@ impl Shim {
 
     /// Sends a signal to a process, or to all of the container's. A single process gets it through its pidfd, without a runtime.
     pub async fn kill(&self, id: &Id, exec: Option<&Id>, signal: i32, all: bool) -> Result<(), ShimError> {
-        let (pid, runtime, cgroup) = self.with(id, |owned| {
+        let (pid, runtime, cgroup, is_exact) = self.with(id, |owned| {
+            owned.is_killed_by_us |= exec.is_none() && signal == libc::SIGKILL;
             let process = process(&owned.state, exec)?;
             if process.exit.is_some() || exec.is_none() && owned.state.held.is_some() {
                 return Err(ShimError::Finished);
@@ -773,11 +760,16 @@ impl Shim {
             if process.pid == 0 {
                 return Err(if exec.is_some() { ShimError::NotStarted } else { ShimError::NoSuchContainer });
             }
-            Ok((process.pid, owned.runtime.clone(), owned.cgroup.clone()))
+            Ok((process.pid, owned.runtime.clone(), owned.cgroup.clone(), owned.keeps_record))
         })??;
         let number = signal.to_string();
         if exec.is_none() && all {
             let arguments = ["kill", "--all", id.as_str(), &number];
+            return self.runtimes.command(&runtime, &arguments).await.map_err(kill_failure);
+        }
+        if exec.is_none() && !is_exact {
+            // What the pid is of, this runtime alone knows: with gVisor's it is the sandbox's.
+            let arguments = ["kill", id.as_str(), &number];
             return self.runtimes.command(&runtime, &arguments).await.map_err(kill_failure);
         }
         let key = ProcessKey { container: id.clone(), exec: exec.cloned() };
@@ -827,20 +819,20 @@ impl Shim {
 
     /// Freezes the container.
     pub async fn pause(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
-        self.apply(id, Event::PauseRequested)?;
+        let transition = self.begin(id, Event::PauseRequested, Verb::Pause)?;
         let runtime = self.with(id, |owned| owned.runtime.clone())?;
         let result = self.runtimes.command(&runtime, &["pause", id.as_str()]).await;
-        self.apply(id, if result.is_ok() { Event::Paused } else { Event::PauseFailed })?;
-        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime pause failed", failure })
+        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime pause failed", failure })?;
+        transition.succeed(Event::Paused)
     }
 
     /// Thaws it.
     pub async fn resume(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
-        self.apply(id, Event::ResumeRequested)?;
+        let transition = self.begin(id, Event::ResumeRequested, Verb::Resume)?;
         let runtime = self.with(id, |owned| owned.runtime.clone())?;
         let result = self.runtimes.command(&runtime, &["resume", id.as_str()]).await;
-        self.apply(id, if result.is_ok() { Event::Resumed } else { Event::ResumeFailed })?;
-        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime resume failed", failure })
+        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime resume failed", failure })?;
+        transition.succeed(Event::Resumed)
     }
 
     /// Changes the container's limits; `resources` is LinuxResources, JSON.
@@ -864,19 +856,20 @@ impl Shim {
 
     /// Deletes the container: I/O drained, `runtime delete`, rootfs unmounted. A second Delete meanwhile gets the same answer.
     pub async fn delete(self: &Rc<Self>, id: &Id) -> Result<Deleted, ShimError> {
-        match self.with(id, join_delete) {
-            Ok(Some(answer)) => return answer.await.map_err(|_| ShimError::NotCreated),
-            Ok(None) => {}
-            Err(e) => return self.unheard.borrow_mut().remove(id).ok_or(e),
+        loop {
+            match self.with(id, join_delete) {
+                Ok(Some(answer)) => match answer.await {
+                    Ok(deleted) => return Ok(deleted),
+                    // It failed: this one may fare better.
+                    Err(_) => continue,
+                },
+                Ok(None) => break,
+                Err(e) => return self.unheard.borrow_mut().remove(id).ok_or(e),
+            }
         }
-        self.apply(id, Event::DeleteRequested)?;
-        if let Err(e) = self.delete_parts(id).await {
-            self.apply(id, Event::DeleteFailed)?;
-            // Those who joined are told to ask again.
-            self.with(id, |owned| owned.deleters.clear())?;
-            return Err(e);
-        }
-        self.apply(id, Event::Deleted)?;
+        let transition = self.begin(id, Event::DeleteRequested, Verb::Delete)?;
+        self.delete_parts(id).await?;
+        transition.succeed(Event::Deleted)?;
         let Some(Slot::There(owned)) = self.slots.borrow_mut().remove(id) else {
             return Err(ShimError::NotCreated);
         };
@@ -892,16 +885,17 @@ impl Shim {
     }
 
     async fn delete_parts(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
-        let (runtime, io, bundle, has_mounts, ran, born) = self.with(id, |owned| {
+        let (runtime, io, bundle, has_mounts, ran, born, keeps_record) = self.with(id, |owned| {
             let bundle = Bundle::new(&owned.state.bundle);
             let (ran, born) = (owned.state.init_has_exited(), owned.state.init.pid != 0);
-            (owned.runtime.clone(), Rc::clone(&owned.io), bundle, owned.has_mounts, ran, born)
+            let (io, keeps_record) = (Rc::clone(&owned.io), owned.keeps_record);
+            (owned.runtime.clone(), io, bundle, owned.has_mounts, ran, born, keeps_record)
         })?;
         if ran && !io.drain(DRAIN_LIMIT).await {
             log::warn!("output still open {}s after Delete, closed container={id}", DRAIN_LIMIT.as_secs());
         }
-        if runtime.knows(id) {
-            match self.runtimes.command(&runtime, &["delete", id.as_str()]).await {
+        if !keeps_record || runtime.has_record(id) {
+            match self.runtimes.delete(&runtime, id, false).await {
                 Err(failure) if !failure.is_unknown_container() => {
                     return Err(ShimError::Runtime { context: "failed to delete task", failure });
                 }
@@ -910,7 +904,7 @@ impl Shim {
         }
         if !ran && born {
             // The runtime has killed an init that never ran; its exit comes before the delete event.
-            let never = Abandoned::default();
+            let never = CancelToken::default();
             let exit = self.wait(id, None, &never);
             if tokio::time::timeout(EXIT_AFTER_DELETE, exit).await.is_err() {
                 log::warn!("init lives on after delete container={id}");
@@ -929,7 +923,8 @@ impl Shim {
 
     /// Deletes an exec: I/O drained and closed, pid file removed.
     pub async fn delete_exec(self: &Rc<Self>, id: &Id, exec: &Id) -> Result<Deleted, ShimError> {
-        self.apply(id, Event::ExecDeleteRequested(exec.clone()))?;
+        let transition =
+            self.begin(id, Event::ExecDeleteRequested(exec.clone()), Verb::DeleteExec(exec.clone()))?;
         let (io, bundle) =
             self.with(id, |owned| (owned.exec_io.get(exec).cloned(), Bundle::new(&owned.state.bundle)))?;
         if let Some(io) = io
@@ -945,7 +940,7 @@ impl Shim {
             owned.exec_io.remove(exec);
             owned.state.process(Some(exec)).map(|p| Deleted { pid: p.pid, exit: p.exit })
         })?;
-        self.apply(id, Event::ExecDeleted(exec.clone()))?;
+        transition.succeed(Event::ExecDeleted(exec.clone()))?;
         let key = ProcessKey { container: id.clone(), exec: Some(exec.clone()) };
         self.waiters.borrow_mut().remove(&key);
         deleted.ok_or_else(|| Refusal::NoExec(exec.clone()).into())
@@ -990,14 +985,23 @@ impl Shim {
     /// A container's process was reaped: its last bytes go out, then the machine decides what is published when.
     pub fn process_exited(self: &Rc<Self>, exited: Exited) {
         let Exited { key: ProcessKey { container, exec }, pid, status } = exited;
-        let io = self.with(&container, |owned| match &exec {
-            None => Some(Rc::clone(&owned.io)),
-            Some(exec) => owned.exec_io.get(exec).cloned(),
+        self.report_oom_kills_at_exit(&container, exec.is_none().then_some(status));
+        let of_process = self.with(&container, |owned| match &exec {
+            None => (Some(Rc::clone(&owned.io)), owned.cgroup.clone()),
+            Some(exec) => (owned.exec_io.get(exec).cloned(), None),
         });
-        if let Ok(Some(io)) = io {
-            io.process_exited();
+        let (io, cgroup) = of_process.unwrap_or_default();
+        if let Some(cgroup) = cgroup
+            && let Err(e) = cgroup.thaw_dead()
+        {
+            log::warn!("thaw a dead container container={container}: {e}");
         }
-        self.report_oom_kills(&container);
+        // Whatever becomes of its output, its exit is told.
+        if let Some(io) = io
+            && catch_unwind(AssertUnwindSafe(|| io.process_exited())).is_err()
+        {
+            log::error!("the last output of a process is not copied container={container} pid={pid}");
+        }
         let exit = Exit { status, at: Timestamp::now() };
         let event = match exec {
             None => Event::InitExited(exit),
@@ -1010,6 +1014,7 @@ impl Shim {
 
     /// Kills what is left of a container whose processes share somebody else's pid namespace.
     async fn kill_rest(self: Rc<Self>, id: Id) {
+        let clearing = self.under_way(&id, Verb::Clear);
         if let Ok(runtime) = self.with(&id, |owned| owned.runtime.clone())
             && let Err(failure) = self.runtimes.command(&runtime, &["kill", "--all", id.as_str(), "9"]).await
             && !failure.is_already_finished()
@@ -1018,7 +1023,7 @@ impl Shim {
             log::error!("kill all processes container={id}: {failure}");
         }
         self.wait_emptied(&id).await;
-        let _ = self.apply(&id, Event::Cleared);
+        drop(clearing);
     }
 
     /// The killed die in their own time; the init's exit is told when they have gone.
@@ -1058,16 +1063,16 @@ impl Shim {
                     }
                 }
                 Effect::KillAll => {
-                    tokio::task::spawn_local(Rc::clone(self).kill_rest(id.clone()));
+                    tasks::spawn("kill what is left", Rc::clone(self).kill_rest(id.clone()));
                 }
                 Effect::CutStartsShort => {
                     let (start, exec_starts) =
-                        self.with(id, |owned| (Rc::clone(&owned.start), Rc::clone(&owned.exec_starts)))?;
-                    tokio::task::spawn_local(async move {
+                        self.with(id, |owned| (owned.start.clone(), owned.exec_starts.clone()))?;
+                    tasks::spawn("cut starts short", async move {
                         tokio::time::sleep(EXEC_AFTER_INIT).await;
-                        exec_starts.notify_waiters();
+                        exec_starts.set();
                         tokio::time::sleep(START_AFTER_INIT - EXEC_AFTER_INIT).await;
-                        start.notify_waiters();
+                        start.set();
                     });
                 }
                 Effect::RecordExit(exit) => {
@@ -1100,7 +1105,11 @@ impl Shim {
                     &events::TaskDelete { container_id, pid, exit_status, exited_at, id },
                 );
             }
-            Notice::Oom => self.events.push(Topic::Oom, &events::TaskContainer { container_id }),
+            Notice::Oom => self.events.push_unless_waiting(
+                Topic::Oom,
+                &container_id.clone(),
+                &events::TaskContainer { container_id },
+            ),
             Notice::Checkpointed { image: checkpoint } => {
                 self.events.push(Topic::Checkpointed, &events::TaskCheckpointed { container_id, checkpoint })
             }
@@ -1133,6 +1142,15 @@ impl Shim {
         } else {
             self.doubt();
         }
+    }
+
+    /// It ends: no Create is taken any more.
+    pub fn end(&self) {
+        self.ended.set(true);
+    }
+
+    fn ids(&self) -> Vec<Id> {
+        self.slots.borrow().keys().cloned().collect()
     }
 
     /// Resolves when the shim is to end.
@@ -1341,6 +1359,15 @@ fn with_console_size(spec: &[u8], (width, height): (u16, u16)) -> Vec<u8> {
     };
     fields.insert("consoleSize".to_owned(), serde_json::json!({ "height": height, "width": width }));
     serde_json::to_vec(&fields).unwrap_or_else(|_| spec.to_vec())
+}
+
+/// Refuses what would take one of the last descriptors.
+fn has_room_for_a_process() -> Result<(), ShimError> {
+    if sys::fd::has_room_for_a_process() {
+        return Ok(());
+    }
+    let source = std::io::Error::from_raw_os_error(libc::EMFILE);
+    Err(ShimError::Io { verb: "start a process", source })
 }
 
 fn kill_failure(failure: Failure) -> ShimError {

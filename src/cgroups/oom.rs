@@ -1,92 +1,525 @@
-//! Who was killed for want of memory. One event for each kill that the kernel counted.
+//! Who was killed for want of memory.
 //!
-//! v1: an eventfd on memory.oom_control (admin-guide/cgroup-v1/memory.rst, 9-10); v2: inotify on memory.events
-//! (admin-guide/cgroup-v2.rst). Either only wakes us: the truth is the `oom_kill` counter, read then, a few times soon after
-//! (on v1 the notice comes before the kill), and once more when the init has exited, before its exit is published. So a
-//! notice without a kill is no event, and a kill without a notice is none lost.
+//! v1: an eventfd on memory.oom_control (admin-guide/cgroup-v1/memory.rst, 9-10). v2: memory.events, polled for EPOLLPRI
+//! (admin-guide/cgroup-v2.rst); not inotify(7), of whose instances root has 128 on many nodes for all its programs together.
+//! Either only wakes us: the truth is the `oom_kill` counter, read then, and once more before the exit of the init is told, whatever
+//! woke us. A notice without a kill is no event, and a kill without a notice is none lost.
+//!
+//! Three things make that harder:
+//! - v1 counts a kill where the victim was, which may be below the container's own cgroup, and gives notice before the kill.
+//! - systemd may remove a scope before its counter has been read. On v2 the parent counts what happened below it, too.
+//! - A cgroup that is killed as a whole (memory.oom.group) counts each of its processes, in its own time. It is one kill.
 
-use super::Cgroup;
+use super::{Cgroup, path::MAX_DEPTH};
 use crate::{bundle::read_bounded, sys};
 use rustix::{
     event::EventfdFlags,
-    fs::{Mode, OFlags, inotify},
+    fs::{Mode, OFlags},
 };
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    collections::HashMap,
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
-    rc::Rc,
+    rc::{Rc, Weak},
+    time::{Duration, Instant},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
+/// Looks after a notice of v1, which comes before the kill: pauses before each.
+const LOOKS_V1: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(120),
+    Duration::from_millis(850),
+];
+/// Time after a notice in which its kill may come: more than those looks take.
+const AFTER_NOTICE: Duration = Duration::from_secs(3);
+/// v2 counts first.
+const LOOKS_V2: [Duration; 1] = [Duration::ZERO];
+/// The kernel counts the first victim of a group before the group: what was told so shortly before is the same kill.
+const BEFORE_GROUP: Duration = Duration::from_millis(100);
+/// Time in which the others of a group may be counted.
+const GROUP: Duration = Duration::from_secs(1);
+/// Cgroups below a container of v1 whose counters are read.
+const MAX_BELOW: usize = 1024;
+/// Largest memory.events or memory.oom_control that is read, bytes.
+const LONGEST: usize = 1024;
+
 /// A watch on one container's memory cgroup.
 pub struct OomWatch {
-    counter: PathBuf,
-    seen: Cell<u64>,
-    wake: AsyncFd<Rc<OwnedFd>>,
-    /// v1: the kernel wants this descriptor open as long as the eventfd is armed.
+    seen: Cell<Counters>,
+    /// When a kill was told last, and when a group was killed.
+    told: Cell<Option<Instant>>,
+    group: Cell<Option<Instant>>,
+    version: Version,
+}
+
+enum Version {
+    V1(V1),
+    V2(V2),
+}
+
+struct V1 {
+    directory: PathBuf,
+    /// Without it kills are told with the next look, at the exit at the latest.
+    notice: Option<AsyncFd<Rc<OwnedFd>>>,
+    /// The kernel wants this descriptor open as long as the eventfd is armed.
     _control: Option<OwnedFd>,
+    /// Notices of which no kill has come yet. The removal of the cgroup is one, too.
+    notices: Cell<u64>,
+    noticed: Cell<Option<Instant>>,
+    /// What was read last.
+    tree: Cell<Tree>,
+}
+
+/// A cgroup of v1 with all below it.
+#[derive(Clone, Copy, Debug)]
+struct Tree {
+    own_kills: u64,
+    kills: u64,
+    size: usize,
+}
+
+struct V2 {
+    counters: PathBuf,
+    /// Without it, as above.
+    events: Option<AsyncFd<Rc<OwnedFd>>>,
+    parent: Option<Parent>,
+}
+
+/// What a parent's counter said when that of the container was last read.
+struct Parent {
+    counters: PathBuf,
+    ledger: Rc<Ledger>,
+    killed: Cell<u64>,
+    accounted: Cell<u64>,
+}
+
+/// Kills below one parent that were told of one container or another of ours.
+#[derive(Default)]
+struct Ledger(Cell<u64>);
+
+thread_local! {
+    static LEDGERS: RefCell<HashMap<PathBuf, Weak<Ledger>>> = RefCell::default();
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counters {
+    kills: u64,
+    /// The cgroup was killed as a whole (v2).
+    group_kills: u64,
+}
+
+/// What a look at the counters has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// No kill that was not told.
+    Nothing,
+    /// A kill, or several in one.
+    Killed,
+    /// The cgroup has gone, and its counters with it. See [`OomWatch::was_killed_unseen`].
+    Gone,
 }
 
 impl OomWatch {
     /// Arms the watch. Call before the container's program runs.
     pub fn arm(cgroup: &Cgroup) -> io::Result<Self> {
         let directory = cgroup.directory("memory").ok_or_else(|| io::Error::other("no memory controller"))?;
-        let (counter, wake, control) = match cgroup {
+        let (version, seen) = match cgroup {
             Cgroup::V1(_) => {
-                let counter = directory.join("memory.oom_control");
-                let (wake, control) = arm_v1(directory, &counter)?;
-                (counter, wake, Some(control))
+                let (v1, seen) = V1::arm(directory)?;
+                (Version::V1(v1), seen)
             }
             Cgroup::V2(_) => {
-                let counter = directory.join("memory.events");
-                let wake = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-                inotify::add_watch(&wake, &counter, inotify::WatchFlags::MODIFY)?;
-                (counter, wake, None)
+                let (v2, seen) = V2::arm(directory)?;
+                (Version::V2(v2), seen)
             }
         };
-        let seen = Cell::new(kills(&counter).unwrap_or(0));
-        let wake = sys::fd::watch(Rc::new(wake), Interest::READABLE)?;
-        Ok(Self { counter, seen, wake, _control: control })
+        Ok(Self { seen: Cell::new(seen), told: Cell::default(), group: Cell::default(), version })
     }
 
-    /// Waits until it is worth looking at the counter.
+    /// Waits until it is worth looking at the counters.
     pub async fn woken(&self) -> io::Result<()> {
-        let mut ready = self.wake.readable().await?;
-        let mut buffer = [0u8; 512];
-        while matches!(rustix::io::read(self.wake.get_ref(), &mut buffer), Ok(n) if n > 0) {}
+        let (wake, interest) = match &self.version {
+            Version::V1(v1) => (&v1.notice, Interest::READABLE),
+            Version::V2(v2) => (&v2.events, Interest::PRIORITY),
+        };
+        let Some(wake) = wake else { return std::future::pending().await };
+        let mut ready = wake.ready(interest).await?;
         ready.clear_ready();
+        drop(ready);
+        if let Version::V1(v1) = &self.version {
+            v1.take_notices();
+        }
         Ok(())
     }
 
-    /// Kills since the last look. 0 if the cgroup has gone: its going is no kill.
-    pub fn new_kills(&self) -> u64 {
-        let Some(now) = kills(&self.counter) else { return 0 };
-        now.saturating_sub(self.seen.replace(now))
+    /// How often to look after a notice: pauses before each.
+    pub fn looks(&self) -> &'static [Duration] {
+        match &self.version {
+            Version::V1(_) => &LOOKS_V1,
+            Version::V2(_) => &LOOKS_V2,
+        }
     }
 
-    /// Whether the cgroup is still there.
-    pub fn is_alive(&self) -> bool {
-        self.counter.exists()
+    /// Reads the counters.
+    pub fn look(&self) -> Look {
+        let before = self.seen.get();
+        let now = match &self.version {
+            Version::V1(v1) => v1.read(before),
+            Version::V2(v2) => v2.read(),
+        };
+        let Some(now) = now else { return Look::Gone };
+        self.seen.set(now);
+        let kills = now.kills.saturating_sub(before.kills);
+        if let Version::V2(V2 { parent: Some(parent), .. }) = &self.version {
+            parent.account(kills);
+        }
+        if kills == 0 {
+            return Look::Nothing;
+        }
+        let within = |since: &Cell<Option<Instant>>, time| since.get().is_some_and(|at| at.elapsed() < time);
+        let belongs = if now.group_kills > before.group_kills {
+            self.group.set(Some(Instant::now()));
+            within(&self.told, BEFORE_GROUP)
+        } else {
+            within(&self.group, GROUP)
+        };
+        if belongs {
+            return Look::Nothing;
+        }
+        self.told.set(Some(Instant::now()));
+        Look::Killed
+    }
+
+    /// For a container whose cgroup has gone and whose init died of a SIGKILL that is not ours: whether it was killed for want of memory all
+    /// the same. Call it once, after a look at all containers that live beside it.
+    pub fn was_killed_unseen(&self) -> bool {
+        match &self.version {
+            // One notice is that of the removal.
+            Version::V1(v1) => {
+                v1.take_notices();
+                v1.notices.get() > 1
+            }
+            Version::V2(v2) => v2.parent.as_ref().is_some_and(Parent::has_lost_one),
+        }
     }
 }
 
-fn arm_v1(directory: &Path, counter: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+impl V1 {
+    fn arm(directory: &Path) -> io::Result<(Self, Counters)> {
+        let kills = v1_kills(directory);
+        let kills = kills.ok_or_else(|| io::Error::other("memory.oom_control does not count kills"))?;
+        let (notice, control) = match arm_v1(directory) {
+            Ok((notice, control)) => (Some(notice), Some(control)),
+            Err(e) => {
+                log::warn!("out-of-memory kills are told at the exit only: {e}");
+                (None, None)
+            }
+        };
+        let v1 = Self {
+            directory: directory.to_owned(),
+            notice,
+            _control: control,
+            notices: Cell::default(),
+            noticed: Cell::default(),
+            tree: Cell::new(Tree { own_kills: kills, kills, size: 1 }),
+        };
+        Ok((v1, Counters { kills, group_kills: 0 }))
+    }
+
+    fn take_notices(&self) {
+        let mut count = [0; 8];
+        if let Some(notice) = &self.notice
+            && rustix::io::read(notice.get_ref(), &mut count) == Ok(8)
+        {
+            self.notices.set(self.notices.get().saturating_add(u64::from_ne_bytes(count)));
+            self.noticed.set(Some(Instant::now()));
+        }
+    }
+
+    /// After a notice, which says that the container itself, and not a cgroup of its own, was out of memory, a kill anywhere in the tree is
+    /// the container's.
+    fn read(&self, before: Counters) -> Option<Counters> {
+        self.take_notices();
+        let own_kills = v1_kills(&self.directory)?;
+        let last = self.tree.get();
+        let own = own_kills.saturating_sub(last.own_kills);
+        if self.noticed.get().is_some_and(|at| at.elapsed() > AFTER_NOTICE) {
+            self.noticed.set(None);
+            self.notices.set(0);
+        }
+        let (now, new) = if self.noticed.get().is_none() {
+            (Tree { own_kills, kills: last.kills + own, size: last.size }, own)
+        } else {
+            let (mut kills, mut size) = (0, 0);
+            v1_tree(&self.directory, MAX_DEPTH, &mut kills, &mut size);
+            // A cgroup that has gone has taken its count along, which may have been the one.
+            let is_missing = self.notices.get() > 0 && size < last.size && kills <= last.kills;
+            let vanished = u64::from(is_missing);
+            let new = kills.saturating_sub(last.kills).max(own).max(vanished);
+            (Tree { own_kills, kills, size }, new)
+        };
+        self.tree.set(now);
+        if new > 0 {
+            self.notices.set(0);
+        }
+        Some(Counters { kills: before.kills + new, group_kills: 0 })
+    }
+}
+
+impl V2 {
+    fn arm(directory: &Path) -> io::Result<(Self, Counters)> {
+        let counters = directory.join("memory.events");
+        let file = rustix::fs::open(&counters, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let watched = |file| sys::fd::watch(Rc::new(file), Interest::PRIORITY);
+        // Read first: only then does the kernel tell of what comes.
+        let (events, seen) = match file {
+            Ok(file) => {
+                let seen = v2_counters(&pread(&file)?);
+                (Some(watched(file)?), seen)
+            }
+            Err(e) if counters.exists() => {
+                log::warn!("out-of-memory kills are told at the exit only: {e}");
+                (None, v2_counters(&read_bounded(&counters, LONGEST as u64)?))
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let parent = directory.parent().and_then(Parent::new);
+        Ok((Self { counters, events, parent }, seen))
+    }
+
+    fn read(&self) -> Option<Counters> {
+        let text = match &self.events {
+            Some(events) => pread(events.get_ref()).ok()?,
+            None => read_bounded(&self.counters, LONGEST as u64).ok()?,
+        };
+        Some(v2_counters(&text))
+    }
+}
+
+impl Parent {
+    fn new(directory: &Path) -> Option<Self> {
+        let counters = directory.join("memory.events");
+        let killed = Cell::new(v2_kills(&counters)?);
+        let ledger = LEDGERS.with_borrow_mut(|ledgers| {
+            ledgers.retain(|_, ledger| ledger.strong_count() > 0);
+            if let Some(ledger) = ledgers.get(directory).and_then(Weak::upgrade) {
+                return ledger;
+            }
+            let ledger = Rc::new(Ledger::default());
+            ledgers.insert(directory.to_owned(), Rc::downgrade(&ledger));
+            ledger
+        });
+        let accounted = Cell::new(ledger.0.get());
+        Some(Self { counters, ledger, killed, accounted })
+    }
+
+    /// The container's own counter was read, and said so many more.
+    fn account(&self, kills: u64) {
+        self.ledger.0.set(self.ledger.0.get() + kills);
+        if kills > 0
+            && let Some(killed) = v2_kills(&self.counters)
+        {
+            self.killed.set(killed);
+            self.accounted.set(self.ledger.0.get());
+        }
+    }
+
+    /// Whether there was a kill below it that nobody has accounted for; accounts for it.
+    fn has_lost_one(&self) -> bool {
+        let Some(killed) = v2_kills(&self.counters) else { return false };
+        let accounted = self.ledger.0.get() - self.accounted.get();
+        let has = killed.saturating_sub(self.killed.get()) > accounted;
+        if has {
+            self.ledger.0.set(self.ledger.0.get() + 1);
+        }
+        has
+    }
+}
+
+fn arm_v1(directory: &Path) -> io::Result<(AsyncFd<Rc<OwnedFd>>, OwnedFd)> {
     let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    let control = rustix::fs::open(counter, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let control = directory.join("memory.oom_control");
+    let control = rustix::fs::open(control, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let line = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
     std::fs::OpenOptions::new()
         .write(true)
         .open(directory.join("cgroup.event_control"))
         .and_then(|mut file| io::Write::write_all(&mut file, line.as_bytes()))?;
-    Ok((event, control))
+    Ok((sys::fd::watch(Rc::new(event), Interest::READABLE)?, control))
 }
 
-fn kills(counter: &Path) -> Option<u64> {
-    let text = read_bounded(counter, 4096).ok()?;
-    String::from_utf8_lossy(&text)
+fn pread(file: &OwnedFd) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; LONGEST];
+    let length = rustix::io::pread(file, &mut bytes, 0)?;
+    bytes.truncate(length);
+    Ok(bytes)
+}
+
+fn v1_kills(directory: &Path) -> Option<u64> {
+    field(&read_bounded(&directory.join("memory.oom_control"), LONGEST as u64).ok()?, "oom_kill")
+}
+
+/// The kills of a cgroup and of all below it, and how many there are.
+fn v1_tree(directory: &Path, depth: usize, kills: &mut u64, found: &mut usize) {
+    let Some(own) = v1_kills(directory) else { return };
+    *kills += own;
+    *found += 1;
+    if depth == 0 || *found >= MAX_BELOW {
+        return;
+    }
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            v1_tree(&entry.path(), depth - 1, kills, found);
+        }
+    }
+}
+
+fn v2_counters(text: &[u8]) -> Counters {
+    let get = |key| field(text, key).unwrap_or(0);
+    Counters { kills: get("oom_kill"), group_kills: get("oom_group_kill") }
+}
+
+fn v2_kills(counters: &Path) -> Option<u64> {
+    field(&read_bounded(counters, LONGEST as u64).ok()?, "oom_kill")
+}
+
+/// The number in the line `key number`.
+fn field(text: &[u8], key: &str) -> Option<u64> {
+    String::from_utf8_lossy(text)
         .lines()
-        .find_map(|line| line.strip_prefix("oom_kill "))
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
         .and_then(|value| value.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A v2 container in a tree of plain files.
+    fn v2() -> (tempfile::TempDir, PathBuf, OomWatch) {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("own");
+        std::fs::create_dir(&own).unwrap();
+        write(dir.path(), 5, 0);
+        write(&own, 0, 0);
+        // A plain file has no EPOLLPRI, and epoll refuses it.
+        let seen = v2_counters(&read_bounded(&own.join("memory.events"), 1024).unwrap());
+        let v2 = V2 { counters: own.join("memory.events"), events: None, parent: Parent::new(dir.path()) };
+        let watch = OomWatch {
+            seen: Cell::new(seen),
+            told: Cell::default(),
+            group: Cell::default(),
+            version: Version::V2(v2),
+        };
+        (dir, own, watch)
+    }
+
+    fn write(directory: &Path, kills: u64, groups: u64) {
+        let text = format!("low 0\nhigh 0\nmax 3\noom 1\noom_kill {kills}\noom_group_kill {groups}\n");
+        std::fs::write(directory.join("memory.events"), text).unwrap();
+    }
+
+    fn later(of: &Cell<Option<Instant>>, by: Duration) {
+        of.set(of.get().map(|at| at - by));
+    }
+
+    #[test]
+    fn kills_between_two_looks_are_one_event() {
+        let (_dir, own, watch) = v2();
+        assert_eq!(watch.look(), Look::Nothing);
+        write(&own, 3, 0);
+        assert_eq!((watch.look(), watch.look()), (Look::Killed, Look::Nothing));
+        write(&own, 4, 0);
+        assert_eq!(watch.look(), Look::Killed);
+    }
+
+    #[test]
+    fn a_cgroup_that_is_killed_as_a_whole_is_one_kill() {
+        let (_dir, own, watch) = v2();
+        write(&own, 1, 0);
+        assert_eq!(watch.look(), Look::Killed);
+        write(&own, 4, 1);
+        assert_eq!(watch.look(), Look::Nothing);
+        later(&watch.group, Duration::from_millis(500));
+        write(&own, 21, 1);
+        assert_eq!(watch.look(), Look::Nothing);
+        later(&watch.told, GROUP);
+        write(&own, 42, 2);
+        assert_eq!(watch.look(), Look::Killed);
+        later(&watch.group, GROUP);
+        write(&own, 43, 2);
+        assert_eq!(watch.look(), Look::Killed);
+    }
+
+    #[test]
+    fn of_a_cgroup_that_has_gone_its_parent_tells() {
+        let (dir, own, watch) = v2();
+        std::fs::remove_dir_all(&own).unwrap();
+        assert_eq!(watch.look(), Look::Gone);
+        assert!(!watch.was_killed_unseen());
+        write(dir.path(), 6, 0);
+        assert!(watch.was_killed_unseen());
+        assert!(!watch.was_killed_unseen());
+    }
+
+    #[test]
+    fn a_kill_beside_it_is_not_its_own() {
+        let (dir, own, watch) = v2();
+        let beside = Parent::new(dir.path()).unwrap();
+        write(dir.path(), 6, 0);
+        beside.account(1);
+        std::fs::remove_dir_all(&own).unwrap();
+        assert_eq!((watch.look(), watch.was_killed_unseen()), (Look::Gone, false));
+    }
+
+    #[test]
+    fn v1_counts_where_the_victim_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path();
+        let below = own.join("a/b");
+        std::fs::create_dir_all(&below).unwrap();
+        let write = |directory: &Path, kills: u64| {
+            let text = format!("oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n");
+            std::fs::write(directory.join("memory.oom_control"), text).unwrap();
+        };
+        write(own, 0);
+        write(&own.join("a"), 0);
+        write(&below, 2);
+        let v1 = V1 {
+            directory: own.to_owned(),
+            notice: None,
+            _control: None,
+            notices: Cell::new(0),
+            noticed: Cell::default(),
+            tree: Cell::new(Tree { own_kills: 0, kills: 2, size: 3 }),
+        };
+        let watch = OomWatch {
+            seen: Cell::default(),
+            told: Cell::default(),
+            group: Cell::default(),
+            version: Version::V1(v1),
+        };
+        let notice = || {
+            let Version::V1(v1) = &watch.version else { panic!("not v1") };
+            v1.noticed.set(Some(Instant::now()));
+            v1.notices.set(1);
+        };
+        // A cgroup's own limit, of which nobody gives notice.
+        write(&below, 3);
+        assert_eq!(watch.look(), Look::Nothing);
+        notice();
+        assert_eq!(watch.look(), Look::Killed);
+        notice();
+        assert_eq!(watch.look(), Look::Nothing);
+        write(own, 1);
+        assert_eq!(watch.look(), Look::Killed);
+        notice();
+        std::fs::remove_dir_all(own.join("a")).unwrap();
+        assert_eq!(watch.look(), Look::Killed);
+    }
 }

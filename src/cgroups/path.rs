@@ -15,7 +15,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// `f_type` of a cgroup2 mount (linux/magic.h).
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 /// Depth of nested cgroups below a container that is looked at.
-const MAX_DEPTH: usize = 16;
+pub(super) const MAX_DEPTH: usize = 16;
 
 /// The cgroups of one container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Cgroup {
         if is_unified() {
             let path = text.lines().find_map(|line| line.strip_prefix("0::"));
             let path = path.ok_or_else(|| io::Error::other(format!("no cgroup of pid {pid}")))?;
-            return Ok(Self::V2(below(Path::new(ROOT), path)));
+            return Ok(Self::V2(Mounts::default().find("cgroup2", "", Path::new(ROOT), path)));
         }
         Ok(Self::V1(parse_v1(&text)))
     }
@@ -114,6 +114,15 @@ impl Cgroup {
         }
     }
 
+    /// Thaws the cgroup of v2 whose init has died frozen: SIGKILL reaches it there, and runc deletes no container that looks paused.
+    /// (On v1 a frozen process does not die.)
+    pub fn thaw_dead(&self) -> io::Result<()> {
+        match self {
+            Self::V1(_) => Ok(()),
+            Self::V2(_) => self.thaw(),
+        }
+    }
+
     /// The directory of a v1 controller, or the one of v2.
     pub fn directory(&self, controller: &str) -> Option<&Path> {
         match self {
@@ -174,22 +183,74 @@ fn collect_pids(directory: &Path, depth: usize, pids: &mut Vec<u32>) -> io::Resu
 }
 
 fn parse_v1(text: &str) -> Vec<(Box<str>, PathBuf)> {
+    let mut mounts = Mounts::default();
     let mut paths = Vec::new();
     for line in text.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
         if controllers.is_empty() {
             // The v2 hierarchy beside them, where systemd mounts it ("hybrid").
-            paths.push(("".into(), below(&Path::new(ROOT).join("unified"), path)));
+            paths.push(("".into(), mounts.find("cgroup2", "", &Path::new(ROOT).join("unified"), path)));
             continue;
         }
         for controller in controllers.split(',') {
             // name=systemd is mounted as systemd.
             let mount = controller.strip_prefix("name=").unwrap_or(controller);
-            paths.push((controller.into(), below(&Path::new(ROOT).join(mount), path)));
+            let usual = Path::new(ROOT).join(mount);
+            paths.push((controller.into(), mounts.find("cgroup", controller, &usual, path)));
         }
     }
     paths
+}
+
+/// Where cgroups are mounted. Read only if they are not where they usually are.
+#[derive(Default)]
+struct Mounts(Option<String>);
+
+/// Most bytes of mountinfo that are read: nodes have some thousand mounts.
+const MAX_MOUNTINFO: u64 = 8 << 20;
+
+impl Mounts {
+    /// The directory of a cgroup that /proc/PID/cgroup calls `path`. With a cgroup namespace of our own, or on a host, that is a path below the
+    /// mount. In a container with the host's cgroup namespace it begins with what is the mount's root (proc(5), mountinfo).
+    fn find(&mut self, kind: &str, controller: &str, usual: &Path, path: &str) -> PathBuf {
+        let plain = below(usual, path);
+        if !path.contains("/..") && plain.exists() {
+            return plain;
+        }
+        let read = || {
+            let text = read_bounded(Path::new("/proc/self/mountinfo"), MAX_MOUNTINFO).unwrap_or_default();
+            String::from_utf8_lossy(&text).into_owned()
+        };
+        let text = self.0.get_or_insert_with(read);
+        let found = text.lines().filter_map(|line| mounted(line, kind, controller, path));
+        found.into_iter().find(|path| path.exists()).unwrap_or(plain)
+    }
+}
+
+/// The directory of a cgroup in this mount, if the line of mountinfo is of its hierarchy and shows it.
+fn mounted(line: &str, kind: &str, controller: &str, path: &str) -> Option<PathBuf> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let mut words = file_system.split(' ');
+    let options = (words.next()? == kind).then(|| words.nth(1))??;
+    if !controller.is_empty() && !options.split(',').any(|option| option == controller) {
+        return None;
+    }
+    let mut words = mount.split(' ').skip(3);
+    let (root, point) = (words.next()?, words.next()?);
+    let rest = path.strip_prefix(root.trim_end_matches('/'))?;
+    // No way up, and no name that only begins alike.
+    let is_below = rest.is_empty() || rest.starts_with('/');
+    let has_way_up = rest.split('/').any(|part| part == "..");
+    (is_below && !has_way_up).then(|| below(Path::new(&unescaped(point)), rest))
+}
+
+/// mountinfo writes blanks, tabs, line feeds and backslashes as octal numbers.
+fn unescaped(text: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
 }
 
 fn below(root: &Path, path: &str) -> PathBuf {
@@ -242,6 +303,27 @@ mod tests {
         assert_eq!(cgroup.directory("memory"), Some(Path::new("/sys/fs/cgroup/memory/b/c")));
         assert_eq!(cgroup.directory("name=systemd"), Some(Path::new("/sys/fs/cgroup/systemd/d")));
         assert_eq!(cgroup.directory("pids"), None);
+    }
+
+    #[test]
+    fn a_mount_may_show_a_part_of_its_hierarchy() {
+        let line = |root: &str, point: &str, options: &str| {
+            format!("31 24 0:27 {root} {point} rw,nosuid shared:9 - cgroup cgroup rw,{options}")
+        };
+        let found = |line: &str, path: &str| mounted(line, "cgroup", "memory", path);
+        let host = line("/", "/sys/fs/cgroup/memory", "memory");
+        assert_eq!(found(&host, "/a/b"), Some("/sys/fs/cgroup/memory/a/b".into()));
+        assert_eq!(found(&line("/", "/x", "cpu"), "/a"), None);
+        let bound = line("/docker/x", "/sys/fs/cg\\040roup", "memory");
+        assert_eq!(found(&bound, "/docker/x/a"), Some("/sys/fs/cg roup/a".into()));
+        assert_eq!(found(&bound, "/docker/x"), Some("/sys/fs/cg roup/".into()));
+        for path in ["/docker/xy/a", "/a", "/docker/x/../y"] {
+            assert_eq!(found(&bound, path), None, "{path}");
+        }
+        // Beside our own cgroup namespace.
+        assert_eq!(found(&line("/..", "/c", "memory"), "/../a"), Some("/c/a".into()));
+        let unified = "31 24 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
+        assert_eq!(mounted(unified, "cgroup2", "", "/a"), Some("/sys/fs/cgroup/a".into()));
     }
 
     #[test]

@@ -93,6 +93,9 @@ pub struct Exec {
     pub phase: ExecPhase,
     /// The process spec (JSON), until it is started.
     pub spec: Vec<u8>,
+    /// Its last start has failed: what those hear who wait for its end.
+    #[serde(default)]
+    pub failed: Option<Exit>,
 }
 
 /// A container and all that is known of its processes.
@@ -137,6 +140,14 @@ impl Container {
     /// The init has exited, published or not.
     pub fn init_has_exited(&self) -> bool {
         self.held.is_some() || self.init.exit.is_some()
+    }
+
+    /// What those hear who wait for the end of a process: its exit, or that it was not to be started.
+    pub fn outcome(&self, exec: Option<&Id>) -> Option<Exit> {
+        match exec {
+            None => self.init.exit,
+            Some(exec) => self.execs.get(exec).and_then(|e| e.process.exit.or(e.failed)),
+        }
     }
 
     /// A process by exec id; `None` is the init.

@@ -87,6 +87,8 @@ pub enum Event {
     ExecDeleteRequested(Id),
     /// Its I/O is drained and closed.
     ExecDeleted(Id),
+    /// It is not.
+    ExecDeleteFailed(Id),
 }
 
 /// A request that the state does not allow. The state is as it was.
@@ -155,10 +157,12 @@ impl Container {
                 effects.push(Effect::Publish(Notice::ExecStarted { exec, pid }));
             }
             Event::ExecStartFailed { exec, exit } => {
-                if let Some(e) = self.execs.get_mut(&exec) {
-                    e.phase = ExecPhase::Stopped;
-                    e.process.exit = Some(exit);
-                    e.spec = Vec::new();
+                // As with Go's shim it is what it was before. Who waits for its end is answered all the same.
+                if let Some(e) = self.execs.get_mut(&exec)
+                    && e.phase == ExecPhase::Starting
+                {
+                    e.phase = ExecPhase::Added;
+                    e.failed = Some(exit);
                 }
                 effects.push(Effect::AnswerWaiters(Some(exec), exit));
                 self.release(&mut effects);
@@ -221,6 +225,13 @@ impl Container {
             Event::ExecDeleted(exec) => {
                 self.execs.remove(&exec);
             }
+            Event::ExecDeleteFailed(exec) => {
+                if let Some(e) = self.execs.get_mut(&exec)
+                    && e.phase == ExecPhase::Deleting
+                {
+                    e.phase = if e.process.exit.is_some() { ExecPhase::Stopped } else { ExecPhase::Added };
+                }
+            }
         }
         Ok(effects)
     }
@@ -256,7 +267,7 @@ impl Container {
             Status::Created | Status::Starting | Status::Running => {}
         }
         let process = Process { pid: 0, stdio, exit: None };
-        self.execs.insert(exec.clone(), Exec { process, phase: ExecPhase::Added, spec });
+        self.execs.insert(exec.clone(), Exec { process, phase: ExecPhase::Added, spec, failed: None });
         effects.push(Effect::Publish(Notice::ExecAdded(exec)));
         Ok(())
     }
@@ -272,6 +283,7 @@ impl Container {
             return Err(Refusal::InitGone(self.id.clone()));
         }
         entry.phase = ExecPhase::Starting;
+        entry.failed = None;
         Ok(())
     }
 
@@ -395,6 +407,7 @@ mod tests {
     use super::*;
     use crate::protocol::Timestamp;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     fn id(text: &str) -> Id {
         Id::new(text).unwrap()
@@ -521,19 +534,60 @@ mod tests {
         assert_eq!(c.status, Status::Stopped);
     }
 
-    /// A world that obeys the kernel and the runtime, and otherwise does what it likes. Checks what it is told.
+    /// A call that goes on, with what it says when it ends well or badly.
+    #[derive(Clone, Debug)]
+    enum Call {
+        Start,
+        StartExec(Id),
+        Pause,
+        Resume,
+        Checkpoint,
+        Delete,
+        DeleteExec(Id),
+    }
+
+    /// A world that obeys the kernel and the runtime, and otherwise does what it likes: any number of calls at a time, ended in any order,
+    /// well or badly, before or after the death of who they were about. Checks what it is told.
     struct World {
         container: Container,
         init_alive: bool,
-        live_execs: Vec<Id>,
-        /// execs whose runtime call has not returned
-        starting: Vec<Id>,
+        live_execs: Vec<(Id, u32)>,
+        next_pid: u32,
+        calls: Vec<Call>,
         told: Vec<Notice>,
-        answered: Vec<Option<Id>>,
+        /// Waiters by process: how many wait.
+        waiting: BTreeMap<Option<Id>, u32>,
+        init_answers: u32,
+        records: u32,
+        kill_alls: u32,
+        cleared: u32,
+        is_deleted: bool,
     }
 
     impl World {
+        fn new(namespace: PidNamespace, from_checkpoint: bool) -> Self {
+            let pid = if from_checkpoint { 0 } else { 10 };
+            Self {
+                container: Container::new(id("c"), "/b".into(), pid, Stdio::default(), namespace),
+                init_alive: !from_checkpoint,
+                live_execs: vec![],
+                next_pid: 20,
+                calls: vec![],
+                told: vec![],
+                waiting: BTreeMap::new(),
+                init_answers: 0,
+                records: 0,
+                kill_alls: 0,
+                cleared: 0,
+                is_deleted: false,
+            }
+        }
+
         fn apply(&mut self, event: Event) -> bool {
+            if self.is_deleted {
+                // The shim knows it no more.
+                return false;
+            }
             let before = self.container.clone();
             match self.container.apply(event) {
                 Err(_) => {
@@ -544,8 +598,13 @@ mod tests {
                     for effect in effects {
                         match effect {
                             Effect::Publish(notice) => self.told.push(notice),
-                            Effect::AnswerWaiters(exec, _) => self.answered.push(exec),
-                            Effect::KillAll | Effect::RecordExit(_) | Effect::CutStartsShort => {}
+                            Effect::AnswerWaiters(process, _) => {
+                                self.init_answers += u32::from(process.is_none());
+                                self.waiting.remove(&process);
+                            }
+                            Effect::KillAll => self.kill_alls += 1,
+                            Effect::RecordExit(_) => self.records += 1,
+                            Effect::CutStartsShort => assert!(!self.init_alive, "only for a dead init"),
                         }
                     }
                     let json = serde_json::to_vec(&self.container).unwrap();
@@ -555,99 +614,172 @@ mod tests {
             }
         }
 
+        /// Someone waits for a process, unless its exit is known.
+        fn wait(&mut self, process: Option<Id>) {
+            let is_known = self.container.process(process.as_ref()).is_some();
+            if is_known && self.container.outcome(process.as_ref()).is_none() {
+                *self.waiting.entry(process).or_default() += 1;
+            }
+        }
+
         fn step(&mut self, choice: u8, which: u8) {
             let exec = id(["a", "b", "c"][usize::from(which) % 3]);
-            match choice % 16 {
-                0 => drop(self.apply(Event::StartRequested)),
-                1 if self.container.status == Status::Starting => drop(self.apply(Event::Started)),
-                2 if self.container.status == Status::Starting => drop(self.apply(Event::StartFailed)),
-                3 | 4 => {
-                    let _ = self.apply(Event::ExecRequested { exec, stdio: Stdio::default(), spec: vec![] });
+            match choice % 18 {
+                0 => self.request(Event::StartRequested, Call::Start),
+                1 | 2 => {
+                    self.apply(Event::ExecRequested { exec, stdio: Stdio::default(), spec: vec![1] });
                 }
-                5 | 6 if self.apply(Event::ExecStartRequested(exec.clone())) => self.starting.push(exec),
-                7 | 8 => {
-                    if let Some(exec) = self.starting.pop() {
-                        self.live_execs.push(exec.clone());
-                        self.apply(Event::ExecStarted { exec, pid: 20 });
-                    }
+                3 | 4 => self.request(Event::ExecStartRequested(exec.clone()), Call::StartExec(exec)),
+                5 => self.request(Event::PauseRequested, Call::Pause),
+                6 => self.request(Event::ResumeRequested, Call::Resume),
+                7 => self.request(Event::CheckpointRequested, Call::Checkpoint),
+                8 => self.request(Event::DeleteRequested, Call::Delete),
+                9 => self.request(Event::ExecDeleteRequested(exec.clone()), Call::DeleteExec(exec)),
+                10 => drop(self.apply(Event::UpdateRequested)),
+                11..=13 if !self.calls.is_empty() => {
+                    let call = self.calls.remove(usize::from(which) % self.calls.len());
+                    self.end(call, choice % 18 != 13);
                 }
-                9 => {
-                    if let Some(exec) = self.starting.pop() {
-                        self.apply(Event::ExecStartFailed { exec, exit: exit(255) });
-                    }
-                }
-                10 | 11 => {
-                    if let Some(exec) = self.live_execs.pop() {
-                        self.apply(Event::ExecExited { exec, exit: exit(1) });
-                    }
-                }
-                12 if self.init_alive => {
-                    self.init_alive = false;
-                    self.apply(Event::InitExited(exit(0)));
-                }
-                13 => {
-                    if self.apply(Event::PauseRequested) {
-                        self.apply(if which.is_multiple_of(2) { Event::Paused } else { Event::PauseFailed });
-                    } else if self.apply(Event::ResumeRequested) {
-                        self.apply(if which.is_multiple_of(2) {
-                            Event::Resumed
-                        } else {
-                            Event::ResumeFailed
-                        });
-                    }
-                }
-                14 if self.container.clearing => drop(self.apply(Event::Cleared)),
-                15 if self.apply(Event::ExecDeleteRequested(exec.clone())) => {
-                    self.apply(Event::ExecDeleted(exec));
-                }
+                14 => self.end_exec(usize::from(which)),
+                15 => self.end_init(),
+                16 if self.container.clearing => self.clear(),
+                17 if which.is_multiple_of(2) => self.wait(None),
+                17 => self.wait(Some(exec)),
+                _ if self.init_alive || !self.live_execs.is_empty() => drop(self.apply(Event::OomKilled)),
                 _ => {}
             }
         }
 
-        /// Lets everything come to its end, then deletes.
-        fn finish(&mut self) {
-            while let Some(exec) = self.starting.pop() {
-                self.live_execs.push(exec.clone());
-                self.apply(Event::ExecStarted { exec, pid: 20 });
+        fn request(&mut self, event: Event, call: Call) {
+            if self.apply(event) {
+                self.calls.push(call);
             }
-            if self.container.status == Status::Starting {
-                self.apply(Event::Started);
+        }
+
+        /// A runtime call returns.
+        fn end(&mut self, call: Call, well: bool) {
+            match call {
+                Call::Start if well => {
+                    if self.container.init.pid == 0 {
+                        self.init_alive = true;
+                        self.apply(Event::Restored { pid: 10 });
+                    }
+                    self.apply(Event::Started);
+                }
+                Call::Start => drop(self.apply(Event::StartFailed)),
+                // A dead init's pid namespace takes nobody in.
+                Call::StartExec(exec)
+                    if well && (self.init_alive || self.container.pid_namespace == PidNamespace::Shared) =>
+                {
+                    let pid = self.next_pid;
+                    self.next_pid += 1;
+                    self.live_execs.push((exec.clone(), pid));
+                    self.apply(Event::ExecStarted { exec, pid });
+                }
+                Call::StartExec(exec) => {
+                    self.apply(Event::ExecStartFailed { exec: exec.clone(), exit: exit(255) });
+                    let answered = self.is_deleted || !self.waiting.contains_key(&Some(exec));
+                    assert!(answered, "who waits for it is answered");
+                }
+                Call::Pause => drop(self.apply(if well { Event::Paused } else { Event::PauseFailed })),
+                Call::Resume => drop(self.apply(if well { Event::Resumed } else { Event::ResumeFailed })),
+                Call::Checkpoint if well => drop(self.apply(Event::Checkpointed { image: String::new() })),
+                Call::Checkpoint => {}
+                Call::Delete if well => {
+                    // The runtime has killed an init that never ran; its end is reaped before or after.
+                    self.end_init();
+                    if self.container.clearing {
+                        self.clear();
+                    }
+                    // Whoever was with it is killed with it.
+                    while !self.live_execs.is_empty() {
+                        self.end_exec(0);
+                    }
+                    self.apply(Event::Deleted);
+                    self.is_deleted = true;
+                }
+                Call::Delete => {
+                    self.apply(Event::DeleteFailed);
+                    assert!(self.container.status != Status::Deleting);
+                }
+                Call::DeleteExec(exec) if well => {
+                    self.apply(Event::ExecDeleted(exec.clone()));
+                    self.waiting.remove(&Some(exec));
+                }
+                Call::DeleteExec(exec) => drop(self.apply(Event::ExecDeleteFailed(exec))),
             }
-            if self.init_alive {
-                self.init_alive = false;
+        }
+
+        fn end_exec(&mut self, which: usize) {
+            if !self.live_execs.is_empty() {
+                let (exec, _) = self.live_execs.remove(which % self.live_execs.len());
+                self.apply(Event::ExecExited { exec, exit: exit(1) });
+            }
+        }
+
+        fn end_init(&mut self) {
+            if std::mem::take(&mut self.init_alive) {
                 self.apply(Event::InitExited(exit(0)));
             }
+        }
+
+        fn clear(&mut self) {
+            self.cleared += 1;
+            self.apply(Event::Cleared);
+        }
+
+        /// Lets everything come to its end, then deletes.
+        fn finish(&mut self) {
+            while let Some(call) = self.calls.pop() {
+                self.end(call, true);
+            }
+            if self.is_deleted {
+                return;
+            }
+            self.end_init();
             if self.container.clearing {
-                self.apply(Event::Cleared);
+                self.clear();
             }
-            while let Some(exec) = self.live_execs.pop() {
-                self.apply(Event::ExecExited { exec, exit: exit(137) });
+            while !self.live_execs.is_empty() {
+                self.end_exec(0);
             }
-            assert_eq!(self.container.status, Status::Stopped);
-            assert!(self.apply(Event::DeleteRequested));
-            self.apply(Event::Deleted);
+            let never_ran = self.container.init.pid == 0;
+            assert!(never_ran || self.container.status == Status::Stopped, "{:?}", self.container);
+            self.request(Event::DeleteRequested, Call::Delete);
+            let call = self.calls.pop().expect("a stopped container can be deleted");
+            self.end(call, true);
         }
 
         fn check(&self) {
             let position = |wanted: &dyn Fn(&Notice) -> bool| {
                 self.told.iter().enumerate().filter(|(_, n)| wanted(n)).map(|(i, _)| i).collect::<Vec<_>>()
             };
+            let ran = u32::from(self.container.init.pid != 0);
             let init_exit = position(&|n| matches!(n, Notice::Exit { exec: None, .. }));
-            assert_eq!(init_exit.len(), 1, "the init exits once");
+            assert_eq!(init_exit.len(), ran as usize, "the init exits once");
+            assert_eq!(
+                (self.init_answers, self.records),
+                (ran, ran),
+                "once recorded, its waiters once answered"
+            );
+            assert_eq!(self.kill_alls, self.cleared, "what was to be cleared was");
+            let last = init_exit.first().copied().unwrap_or(self.told.len());
             let starts = position(&|n| matches!(n, Notice::Start { .. }));
-            assert!(starts.len() <= 1 && starts.iter().all(|s| *s < init_exit[0]), "start before exit");
+            assert!(starts.len() <= 1 && starts.iter().all(|s| *s < last), "start before exit");
             let exec_exits = position(&|n| matches!(n, Notice::Exit { exec: Some(_), .. }));
-            assert!(exec_exits.iter().all(|e| *e < init_exit[0]), "the init's exit is the last");
+            assert!(exec_exits.iter().all(|e| *e < last), "the init's exit is the last");
             let exec_starts = position(&|n| matches!(n, Notice::ExecStarted { .. }));
             assert_eq!(exec_starts.len(), exec_exits.len(), "every exec that started has exited once");
             for (i, notice) in self.told.iter().enumerate() {
-                if let Notice::Exit { exec: Some(exec), .. } = notice {
-                    let started = |n: &Notice| matches!(n, Notice::ExecStarted { exec: e, .. } if e == exec);
+                if let Notice::Exit { exec: Some(exec), pid, .. } = notice {
+                    let started = |n: &Notice| matches!(n, Notice::ExecStarted { exec: e, pid: p } if (e, p) == (exec, pid));
                     assert!(self.told[..i].iter().any(started), "exec-started before its exit");
                 }
             }
-            assert!(matches!(self.told.last(), Some(Notice::Delete { .. })), "delete is last");
-            assert_eq!(self.answered.iter().filter(|a| a.is_none()).count(), 1, "the init's waiters: once");
+            let deletes = position(&|n| matches!(n, Notice::Delete { .. }));
+            assert_eq!(deletes, [self.told.len() - 1], "one delete, and it is the last: {:?}", self.told);
+            // What never ran has no end; who waits hears that it is gone.
+            assert!(ran == 0 || !self.waiting.contains_key(&None), "who waits for the init is answered");
         }
     }
 
@@ -662,19 +794,15 @@ mod tests {
         #[test]
         fn events_keep_their_order_whatever_happens(
             shared in any::<bool>(),
+            from_checkpoint in any::<bool>(),
             steps in prop::collection::vec(any::<(u8, u8)>(), 0..60),
         ) {
             let namespace = if shared { PidNamespace::Shared } else { PidNamespace::Private };
-            let mut world = World {
-                container: created(namespace),
-                init_alive: true,
-                live_execs: vec![],
-                starting: vec![],
-                told: vec![],
-                answered: vec![],
-            };
+            let mut world = World::new(namespace, from_checkpoint);
             for (choice, which) in steps {
-                world.step(choice, which);
+                if !world.is_deleted {
+                    world.step(choice, which);
+                }
             }
             world.finish();
             world.check();

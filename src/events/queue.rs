@@ -87,6 +87,8 @@ impl Topic {
 #[derive(Clone)]
 struct Queued {
     topic: Topic,
+    /// Of an event that counts once, however often it has happened.
+    merged_by: Option<Box<str>>,
     /// An encoded ForwardRequest.
     request: Rc<[u8]>,
     number: u64,
@@ -125,6 +127,18 @@ impl EventQueue {
 
     /// Puts an event at the end, with the time of now.
     pub fn push(&self, topic: Topic, event: &impl Message) {
+        self.append(topic, None, event);
+    }
+
+    /// The same, unless one like it waits already. Not counting the first, which may be under way.
+    pub fn push_unless_waiting(&self, topic: Topic, key: &str, event: &impl Message) {
+        let is_like = |q: &Queued| q.topic == topic && q.merged_by.as_deref() == Some(key);
+        if !self.queued.borrow().iter().skip(1).any(is_like) {
+            self.append(topic, Some(key.into()), event);
+        }
+    }
+
+    fn append(&self, topic: Topic, merged_by: Option<Box<str>>, event: &impl Message) {
         let envelope = Envelope {
             timestamp: Some(Timestamp::now()),
             namespace: self.namespace.clone(),
@@ -134,7 +148,7 @@ impl EventQueue {
         let request = ForwardRequest { envelope: Some(envelope) }.encode_to_vec().into();
         let number = self.next.replace(self.next.get() + 1);
         let mut queued = self.queued.borrow_mut();
-        let event = Queued { topic, request, number };
+        let event = Queued { topic, merged_by, request, number };
         self.keep_for_followers(&event);
         queued.push_back(event);
         if queued.len() > BOUND
@@ -354,6 +368,22 @@ mod tests {
         assert_eq!(queue.len(), 2);
         queue.acknowledge(first);
         assert_eq!(queue.len(), 1);
+    }
+
+    #[test]
+    fn what_counts_once_waits_once() {
+        let queue = EventQueue::new("ns");
+        for _ in 0..3 {
+            queue.push_unless_waiting(Topic::Oom, "a", &event());
+            queue.push_unless_waiting(Topic::Oom, "b", &event());
+        }
+        // The first may be under way: what has happened since is another.
+        assert_eq!(queue.len(), 3);
+        queue.push(Topic::Exit, &event());
+        let (first, _) = queue.head().unwrap();
+        queue.acknowledge(first);
+        queue.push_unless_waiting(Topic::Oom, "a", &event());
+        assert_eq!(queue.len(), 3);
     }
 
     #[test]

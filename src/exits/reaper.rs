@@ -12,7 +12,7 @@ use crate::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     future::Future,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -72,6 +72,8 @@ pub struct Reaper {
     look_later: std::cell::Cell<bool>,
     orphans: std::cell::Cell<u64>,
     orphans_sought: std::cell::Cell<Option<Instant>>,
+    /// Reaped, and not handed out yet.
+    exits: RefCell<VecDeque<Exited>>,
     /// Held while a program is started.
     turn: Mutex<()>,
 }
@@ -237,14 +239,13 @@ impl Reaper {
         }
     }
 
-    /// Reaps what has ended. Answers those who wait for children of ours; returns the exits of containers' processes.
-    /// Orphans are forgotten.
-    pub fn reap(&self) -> Vec<Exited> {
-        let mut exits = Vec::new();
+    /// Reaps what has ended. Answers those who wait for children of ours; the exits of containers' processes come out of
+    /// [`Reaper::next_exit`]. Orphans are forgotten.
+    pub fn reap(&self) {
         match self.births.oldest() {
-            None => self.reap_all(&mut exits),
+            None => self.reap_all(),
             Some(oldest) => {
-                self.reap_watched(&mut exits);
+                self.reap_watched();
                 if self.orphans_sought.get().is_none_or(|at| at.elapsed() >= ORPHAN_LOOK) {
                     self.reap_old_orphans(oldest);
                     self.orphans_sought.set(Some(Instant::now()));
@@ -253,15 +254,19 @@ impl Reaper {
                 }
             }
         }
-        exits
+    }
+
+    /// The exit of a container's process, in the order of the reaping.
+    pub fn next_exit(&self) -> Option<Exited> {
+        self.exits.borrow_mut().pop_front()
     }
 
     /// Nothing is being born: whoever is not watched is an orphan.
-    fn reap_all(&self, exits: &mut Vec<Exited>) {
+    fn reap_all(&self) {
         for _ in 0..BATCH {
             match process::reap_any() {
                 Ok(Some((pid, status))) => match self.watched.borrow_mut().remove(&pid) {
-                    Some(watched) => deliver(pid, watched, status, exits),
+                    Some(watched) => self.deliver(pid, watched, status),
                     None => self.orphans.set(self.orphans.get() + 1),
                 },
                 Ok(None) => return,
@@ -274,13 +279,13 @@ impl Reaper {
         self.again.notify_one();
     }
 
-    fn reap_watched(&self, exits: &mut Vec<Exited>) {
+    fn reap_watched(&self) {
         let mut watched = self.watched.borrow_mut();
         let ended: Vec<(u32, ExitStatus)> = dead(&watched)
             .into_iter()
             .filter_map(|(pid, pidfd)| {
                 let result = match pidfd {
-                    Some(pidfd) => process::reap_pidfd(pidfd),
+                    Some(pidfd) => process::reap_pidfd(pid, pidfd),
                     None => process::reap_pid(pid),
                 };
                 match result {
@@ -295,7 +300,7 @@ impl Reaper {
             .collect();
         for (pid, status) in ended {
             if let Some(entry) = watched.remove(&pid) {
-                deliver(pid, entry, status, exits);
+                self.deliver(pid, entry, status);
             }
         }
     }
@@ -304,15 +309,30 @@ impl Reaper {
     /// always a birth going on, and orphans must not pile up behind it.
     fn reap_old_orphans(&self, oldest_birth: Duration) {
         let limit = in_ticks(oldest_birth);
-        for pid in children().into_iter().take(BATCH) {
-            if self.watched.borrow().contains_key(&pid) {
+        let mut reaped = 0;
+        // Any number of those that live may come before them.
+        for pid in children() {
+            if self.watched.borrow().contains_key(&pid) || !process::has_ended(pid) {
                 continue;
             }
-            if stat(pid).is_some_and(|(state, started)| state == 'Z' && started < limit)
+            if stat(pid).is_some_and(|(_, started)| started < limit)
                 && matches!(process::reap_pid(pid), Ok(Some(_)))
             {
                 self.orphans.set(self.orphans.get() + 1);
+                reaped += 1;
+                if reaped == BATCH {
+                    self.look_later.set(true);
+                    return;
+                }
             }
+        }
+    }
+
+    fn deliver(&self, pid: u32, watched: Watched, status: ExitStatus) {
+        match watched.owner {
+            Owner::Process(key) => self.exits.borrow_mut().push_back(Exited { key, pid, status }),
+            // Whoever asked may have given up at its deadline.
+            Owner::Child(sender, _) => drop(sender.send(status)),
         }
     }
 
@@ -354,14 +374,6 @@ fn dead(watched: &HashMap<u32, Watched>) -> Vec<(u32, Option<BorrowedFd<'_>>)> {
     let is_dead = |asked: &PollFd<'_>| !answered || !asked.revents().is_empty();
     dead.extend(polled.into_iter().zip(&asked).filter(|(_, asked)| is_dead(asked)).map(|(entry, _)| entry));
     dead
-}
-
-fn deliver(pid: u32, watched: Watched, status: ExitStatus, exits: &mut Vec<Exited>) {
-    match watched.owner {
-        Owner::Process(key) => exits.push(Exited { key, pid, status }),
-        // Whoever asked may have given up at its deadline.
-        Owner::Child(sender, _) => drop(sender.send(status)),
-    }
 }
 
 /// Pids of our children, dead ones included (/proc/PID/task/TID/children, CONFIG_PROC_CHILDREN).

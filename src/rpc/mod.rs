@@ -10,7 +10,7 @@ mod server;
 
 pub use client::Connection;
 pub use frame::{Header, Kind, MAX_MESSAGE, Request, Response, RpcStatus, request_frame};
-pub use server::{Abandoned, Call, Handler, Load, serve, serve_connection};
+pub use server::{Call, Handler, Load, serve, serve_connection};
 
 /// google.rpc.Code, as far as we answer it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub enum Code {
     Unimplemented = 12,
     /// A fault of ours.
     Internal = 13,
+    /// Not now, or not any more.
+    Unavailable = 14,
 }
 
 /// An error as it goes over the wire.

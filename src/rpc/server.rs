@@ -4,6 +4,7 @@ use super::{
     Code, Reply, Status,
     frame::{HEADER, Header, Kind, MAX_MESSAGE, Request, response_frame},
 };
+use crate::{cancel::CancelToken, sys, tasks};
 use prost::Message;
 use std::{
     cell::{Cell, RefCell},
@@ -46,35 +47,7 @@ pub struct Call {
     /// The time that the caller gives it.
     pub timeout: Option<Duration>,
     /// Tells whether anybody still wants the answer.
-    pub abandoned: Abandoned,
-}
-
-/// Resolves when nobody wants the answer any more: for calls that only wait, such as Wait.
-#[derive(Clone, Default)]
-pub struct Abandoned(Rc<(Cell<bool>, Notify)>);
-
-impl Abandoned {
-    /// Waits until the caller is gone or its time is over.
-    pub async fn wait(&self) {
-        loop {
-            let notified = self.0.1.notified();
-            if self.0.0.get() {
-                return;
-            }
-            notified.await;
-        }
-    }
-
-    /// Whether nobody wants the answer any more.
-    pub fn is_set(&self) -> bool {
-        self.0.0.get()
-    }
-
-    /// Nobody wants the answer.
-    pub fn set(&self) {
-        self.0.0.set(true);
-        self.0.1.notify_waiters();
-    }
+    pub abandoned: CancelToken,
 }
 
 /// What the server has in hand.
@@ -89,14 +62,26 @@ pub struct Load {
 }
 
 /// Accepts connections until the returned future is dropped; connections live on until their clients go.
-pub async fn serve(listener: UnixListener, handler: Rc<dyn Handler>, load: Rc<Load>) {
+pub async fn serve(listener: impl Into<Rc<UnixListener>>, handler: Rc<dyn Handler>, load: Rc<Load>) {
+    let listener = listener.into();
+    let mut spare = sys::fd::spare();
+    let mut has_failed = false;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => admit(stream, &handler, &load),
+            Ok((stream, _)) => {
+                admit(stream, &handler, &load);
+                spare = spare.or_else(sys::fd::spare);
+                has_failed = false;
+            }
+            // The last descriptor is containerd's: one that gets no connection takes the shim for dead, and its pod with it.
+            Err(e) if e.raw_os_error() == Some(libc::EMFILE) && spare.is_some() => drop(spare.take()),
             Err(e) => {
-                // EMFILE and the like: whoever waits in the backlog is served when it passes.
-                log::error!("accept: {e}");
+                // Whoever waits in the backlog is served when it passes.
+                if !std::mem::replace(&mut has_failed, true) {
+                    log::error!("accept: {e}");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
+                spare = spare.or_else(sys::fd::spare);
             }
         }
     }
@@ -113,7 +98,7 @@ fn admit(stream: UnixStream, handler: &Rc<dyn Handler>, load: &Rc<Load>) {
     if load.connections.get() >= MAX_CONNECTIONS {
         return log::warn!("connection refused: {MAX_CONNECTIONS} are open");
     }
-    tokio::task::spawn_local(serve_connection(stream, Rc::clone(handler), Rc::clone(load)));
+    tasks::spawn("connection", serve_connection(stream, Rc::clone(handler), Rc::clone(load)));
 }
 
 /// Serves one connection until its client goes, or is cut off.
@@ -142,7 +127,7 @@ struct Shared {
     unread: Cell<usize>,
     closed: Cell<bool>,
     filled: Notify,
-    calls: RefCell<Vec<(u32, Abandoned)>>,
+    calls: RefCell<Vec<(u32, CancelToken)>>,
 }
 
 impl Shared {
@@ -311,7 +296,7 @@ impl Client {
         }
         self.last_stream = header.stream;
         let timeout = request.timeout();
-        let abandoned = Abandoned::default();
+        let abandoned = CancelToken::default();
         self.shared.calls.borrow_mut().push((header.stream, abandoned.clone()));
         let Request { service, method, payload, .. } = request;
         let mut answer = self.handler.handle(Call { service, method, payload, timeout, abandoned });
@@ -321,7 +306,7 @@ impl Client {
         }
         let shared = Rc::clone(&self.shared);
         add(&shared.load.calls, 1);
-        tokio::task::spawn_local(async move {
+        tasks::spawn("call", async move {
             let reply = answer.await;
             subtract(&shared.load.calls, 1);
             shared.answer(header.stream, reply);

@@ -3,6 +3,7 @@
 use super::{Failure, Runtime, ahead::Ahead, naming::Naming};
 use crate::{
     bundle::{INIT_PID, exec_pid},
+    cancel::CancelToken,
     exits::{BirthGuard, Reaper},
     id::Id,
     io::ChildEnds,
@@ -11,8 +12,9 @@ use crate::{
         process::ExitStatus,
         program::{Program, Streams},
     },
+    tasks,
 };
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 use std::{
     future::Future,
     io,
@@ -21,12 +23,11 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use tokio::sync::Notify;
 
-/// Time for calls that run a container's hooks or start its program: create, start, exec. Hooks may pull volumes; the
-/// caller's own deadline is usually shorter.
+/// Time for calls that run a container's hooks or start its program: create, start, exec, delete. Hooks may pull volumes; the
+/// caller's own deadline, which ends the waiting only, is usually shorter.
 const LONG: Duration = Duration::from_secs(600);
-/// Time for everything else. `delete` waits for cgroups to empty.
+/// Time for everything else.
 const SHORT: Duration = Duration::from_secs(60);
 /// After the end of a call, its answer has gone out.
 const ANSWERED: Duration = Duration::from_millis(2);
@@ -91,7 +92,7 @@ impl Caller {
             && let Some(pid) = self.ahead.end()
         {
             let reaper = Rc::clone(&self.reaper);
-            tokio::task::spawn_local(async move {
+            tasks::spawn("end of a helper", async move {
                 tokio::time::sleep(ANSWERED).await;
                 reaper.signal_child(pid, libc::SIGKILL);
             });
@@ -155,7 +156,7 @@ impl Caller {
     }
 
     /// `exec --detach`, until the runtime has named the process in its pid file. Its errors go to a log of its own, so that concurrent execs do not
-    /// read each other's. Killed when `cut_short` is notified.
+    /// read each other's. Killed when `cut_short` is set.
     pub async fn exec(
         &self,
         runtime: &Runtime,
@@ -163,7 +164,7 @@ impl Caller {
         exec: &Id,
         arguments: &[&str],
         stdio: CallStdio,
-        cut_short: Rc<Notify>,
+        cut_short: CancelToken,
     ) -> (Result<(), Failure>, BirthGuard) {
         let pid_file = runtime.bundle.join(exec_pid(exec));
         let naming = self.naming(runtime, id, &pid_file);
@@ -177,15 +178,27 @@ impl Caller {
         (result, birth)
     }
 
-    /// `start`, which also runs hooks. Killed when `cut_short` is notified.
-    pub async fn start(&self, runtime: &Runtime, id: &Id, cut_short: Rc<Notify>) -> Result<(), Failure> {
+    /// `start`, which also runs hooks. Killed when `cut_short` is set.
+    pub async fn start(&self, runtime: &Runtime, id: &Id, cut_short: CancelToken) -> Result<(), Failure> {
         let mut command = runtime.command();
         command.args(["start", id.as_str()]);
         let log = runtime.bundle.join("log.json");
         self.run(command, log, CallStdio::Captured { stdin: None }, LONG, Some(cut_short), None).await
     }
 
-    /// Any other command: delete, kill, pause, resume.
+    /// `delete`, which also runs hooks.
+    pub async fn delete(&self, runtime: &Runtime, id: &Id, force: bool) -> Result<(), Failure> {
+        let mut command = runtime.command();
+        command.arg("delete");
+        if force {
+            command.arg("--force");
+        }
+        command.arg(id.as_str());
+        let log = runtime.bundle.join("log.json");
+        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, None, None).await
+    }
+
+    /// Any other command: kill, pause, resume.
     pub async fn command(&self, runtime: &Runtime, arguments: &[&str]) -> Result<(), Failure> {
         let mut command = runtime.command();
         command.args(arguments);
@@ -209,11 +222,13 @@ impl Caller {
         log: PathBuf,
         stdio: CallStdio,
         deadline: Duration,
-        cut_short: Option<Rc<Notify>>,
+        cut_short: Option<CancelToken>,
         naming: Option<Naming>,
     ) -> Result<(), Failure> {
-        // From here on it is heard, in the queue for the turn too.
-        let cut_short = cut_short.as_deref().map(Notify::notified);
+        if cut_short.as_ref().is_some_and(CancelToken::is_set) {
+            return Err(Failure::CutShort);
+        }
+        tasks::fail_point("runtime call");
         let name = command.path().to_string_lossy().into_owned();
         let (streams, captured) = attach(stdio)
             .map_err(|e| Failure::NotStarted { reason: format!("capture the output of {name}: {e}") })?;
@@ -229,7 +244,7 @@ impl Caller {
         })?;
         let cut_short = async {
             match cut_short {
-                Some(notified) => notified.await,
+                Some(token) => token.wait().await,
                 None => std::future::pending().await,
             }
         };
@@ -269,7 +284,7 @@ impl Caller {
     /// A call that has done its work, but has not ended.
     fn see_off(&self, pid: u32, ended: impl Future<Output = ExitStatus> + 'static) {
         let reaper = Rc::clone(&self.reaper);
-        tokio::task::spawn_local(async move {
+        tasks::spawn("runtime that leaves", async move {
             match tokio::time::timeout(SHORT, ended).await {
                 Ok(0) => {}
                 Ok(status) => {
@@ -292,9 +307,9 @@ fn attach(stdio: CallStdio) -> io::Result<(Streams, Option<OwnedFd>)> {
     match stdio {
         CallStdio::Process(streams) => Ok((streams, None)),
         CallStdio::Captured { stdin } => {
-            let file =
-                rustix::fs::memfd_create(c"runtime-output", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-            rustix::fs::ftruncate(&file, MAX_CAPTURED)?;
+            let file = sys::fd::memory_file(c"runtime-output")?;
+            // A service may have a LimitFSIZE.
+            rustix::fs::ftruncate(&file, MAX_CAPTURED.min(sys::process::max_file_size()))?;
             rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK)?;
             let streams = [stdin, Some(file.try_clone()?), Some(file.try_clone()?)];
             Ok((streams, Some(file)))

@@ -7,6 +7,7 @@ mod ahead;
 mod call;
 mod failure;
 mod naming;
+mod record;
 
 pub use call::{Births, CallStdio, Caller};
 pub use failure::{Failure, last_error_in};
@@ -51,14 +52,20 @@ impl Runtime {
         &self.binary
     }
 
-    /// Whether the runtime still has state for this container.
-    pub fn knows(&self, id: &Id) -> bool {
-        self.root.join(id.as_str()).exists()
+    /// Whether this runtime keeps its record of the container where runc does, and names this init in it: what [`Runtime::has_record`] says
+    /// may then be relied on, and a signal to the init's pid reaches its program.
+    pub fn keeps_record(&self, id: &Id, init: u32) -> bool {
+        record::names(&self.record(id), init)
+    }
+
+    /// Whether there is a record of this container. Its absence means something only if one was seen before.
+    pub fn has_record(&self, id: &Id) -> bool {
+        self.record(id).exists()
     }
 
     /// Where runc keeps what it knows of this container.
     fn record(&self, id: &Id) -> PathBuf {
-        self.root.join(id.as_str()).join("state.json")
+        self.root.join(id.as_str())
     }
 
     /// The command with its global flags, running in the bundle; errors go to the bundle's log.json.

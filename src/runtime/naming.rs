@@ -1,6 +1,7 @@
 //! Hears the runtime name the process that it has made. That is the last thing that runc does; then it takes 2 to 3 ms to leave, for which nobody
 //! need wait.
 
+use super::record;
 use crate::{bundle::read_bounded, exits, sys};
 use rustix::fs::{Mode, OFlags};
 use std::{
@@ -9,9 +10,6 @@ use std::{
     path::{Path, PathBuf},
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
-
-/// As much of the runtime's record as its first fields take.
-const RECORD_HEAD: u64 = 512;
 
 /// One call's pid file, which is not there yet.
 pub(super) struct Naming {
@@ -43,7 +41,7 @@ impl Naming {
     /// names first and works then.
     pub(super) async fn done_by(&mut self, called: u32) {
         while self.renamed.recv().await.is_some() {
-            if self.is_named_by(called) && self.is_runcs() {
+            if self.is_named_by(called) && record::is_runcs(&self.record) {
                 return;
             }
         }
@@ -54,11 +52,5 @@ impl Naming {
         let text = read_bounded(&self.pid_file, 64).unwrap_or_default();
         let named: Option<u32> = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
         named.is_some_and(|pid| exits::parent_of(pid) == Some(called))
-    }
-
-    fn is_runcs(&self) -> bool {
-        const KEY: &[u8] = br#""init_process_pid":"#;
-        let head = read_bounded(&self.record, RECORD_HEAD).unwrap_or_default();
-        head.windows(KEY.len()).any(|window| window == KEY)
     }
 }

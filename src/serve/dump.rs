@@ -1,6 +1,6 @@
 //! SIGUSR1: all that the shim knows, as text in the log.
 
-use crate::{rpc::Load, shim::Shim};
+use crate::{rpc::Load, shim::Shim, tasks};
 use std::{io, rc::Rc};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 pub(super) fn on_signal(shim: &Rc<Shim>, load: &Rc<Load>) -> io::Result<()> {
     let mut asked = signal(SignalKind::user_defined1())?;
     let (shim, load) = (Rc::clone(shim), Rc::clone(load));
-    tokio::task::spawn_local(async move {
+    tasks::spawn("dump", async move {
         while asked.recv().await.is_some() {
             log::info!("=== BEGIN state dump ===");
             for line in lines(&shim, &load) {
@@ -22,9 +22,10 @@ pub(super) fn on_signal(shim: &Rc<Shim>, load: &Rc<Load>) -> io::Result<()> {
 
 fn lines(shim: &Shim, load: &Load) -> Vec<String> {
     let mut lines = vec![format!(
-        "pid={} version={} connections={} calls={} unread_bytes={}",
+        "pid={} version={} tasks={} connections={} calls={} unread_bytes={}",
         std::process::id(),
         env!("CARGO_PKG_VERSION"),
+        tasks::alive(),
         load.connections.get(),
         load.calls.get(),
         load.unread.get()

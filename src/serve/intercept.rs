@@ -1,7 +1,13 @@
 //! What wraps every call, outermost first: log, deadline, panic.
 
 use super::{OpenCalls, idle::Idle, services::Services};
-use crate::rpc::{Abandoned, Call, Code, Handler, Reply, Status};
+#[cfg(debug_assertions)]
+use crate::protocol::task::ContainerRequest;
+use crate::{
+    cancel::CancelToken,
+    rpc::{Call, Code, Handler, Reply, Status},
+    tasks,
+};
 use std::{
     cell::RefCell,
     future::Future,
@@ -17,7 +23,7 @@ type Answer = Pin<Box<dyn Future<Output = Reply>>>;
 struct About {
     method: String,
     timeout: Option<Duration>,
-    abandoned: Abandoned,
+    abandoned: CancelToken,
 }
 
 /// Wraps the rest of the chain.
@@ -48,7 +54,7 @@ impl Handler for Interceptors {
         });
         let open = self.calls.begin(&call);
         #[cfg(debug_assertions)]
-        if let Some(fault) = fault_for_test(&about.method) {
+        if let Some(fault) = fault_for_test(&call) {
             return CHAIN.iter().rev().fold(fault, |inner, wrap| wrap(&about, inner));
         }
         let answer = match self.services.iter().find(|(name, _)| *name == call.service) {
@@ -69,10 +75,15 @@ impl Handler for Interceptors {
 
 /// Faults that no client can provoke; not in release builds.
 #[cfg(debug_assertions)]
-fn fault_for_test(method: &str) -> Option<Answer> {
+fn fault_for_test(call: &Call) -> Option<Answer> {
     #[allow(clippy::disallowed_methods, reason = "blocks the loop on purpose")]
     let hang = || std::thread::sleep(Duration::from_secs(11));
-    match method {
+    match call.method.as_str() {
+        "FailNextForTest" => {
+            let request: ContainerRequest = prost::Message::decode(call.payload.as_slice()).ok()?;
+            tasks::fail_next(&request.id);
+            Some(Box::pin(async { Ok(Vec::new()) }))
+        }
         "PanicForTest" => Some(Box::pin(async { panic!("asked for") })),
         "HangForTest" => Some(Box::pin(async move {
             hang();
@@ -110,7 +121,7 @@ fn bound_time(about: &Rc<About>, mut inner: Answer) -> Answer {
             reply = &mut inner => reply,
             () = tokio::time::sleep(timeout) => {
                 about.abandoned.set();
-                tokio::task::spawn_local(inner);
+                tasks::spawn("rest of a call", async move { drop(inner.await) });
                 Err(Status::new(Code::DeadlineExceeded, "context deadline exceeded"))
             }
         }
@@ -137,7 +148,7 @@ mod tests {
     use super::*;
 
     fn run(interceptor: Interceptor, timeout: Option<Duration>, inner: Answer) -> (Reply, Rc<About>) {
-        let about = Rc::new(About { method: "M".into(), timeout, abandoned: Abandoned::default() });
+        let about = Rc::new(About { method: "M".into(), timeout, abandoned: CancelToken::default() });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let reply = tokio::task::LocalSet::new().block_on(&runtime, interceptor(&about, inner));
         (reply, about)
@@ -163,7 +174,7 @@ mod tests {
         let about = Rc::new(About {
             method: "M".into(),
             timeout: Some(Duration::from_millis(5)),
-            abandoned: Abandoned::default(),
+            abandoned: CancelToken::default(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {

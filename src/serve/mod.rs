@@ -16,7 +16,7 @@ use crate::{
     exits::Reaper,
     rpc::{self, Load},
     shim::Shim,
-    sys,
+    sys, tasks,
 };
 use std::{
     io,
@@ -66,6 +66,7 @@ pub fn run(common: &Common) -> Result<(), ServeError> {
     std::panic::set_hook(Box::new(|panic| log::error!("panic: {panic}")));
     sys::signals::survive_harmless();
     sys::process::give_up_privileges();
+    sys::process::raise_open_files();
     sys::watchdog::watch();
     sys::process::become_subreaper().map_err(|e| ServeError::Setup("become a subreaper", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -94,19 +95,24 @@ async fn serve(common: &Common, listener: OwnedFd) -> Result<(), ServeError> {
     let idle = Rc::new(idle::Idle::default());
     let calls = Rc::new(OpenCalls::default());
     let services = services::register(&shim, &load, &calls);
-    let handler = Rc::new(intercept::Interceptors::new(services, Rc::clone(&idle), calls));
+    let handler: Rc<dyn rpc::Handler> =
+        Rc::new(intercept::Interceptors::new(services, Rc::clone(&idle), calls));
 
     reap(&reaper, &shim).map_err(setup("watch SIGCHLD"))?;
     dump::on_signal(&shim, &load).map_err(setup("watch SIGUSR1"))?;
     sys::signals::unblock().map_err(setup("unblock signals"))?;
-    tokio::task::spawn_local(idle.run());
+    tasks::supervise("idle", move || Rc::clone(&idle).run());
     match std::env::var("TTRPC_ADDRESS") {
         Ok(address) if !address.is_empty() => {
-            tokio::task::spawn_local(Publisher::new(&address, Rc::clone(&events)).run());
+            let events = Rc::clone(&events);
+            tasks::supervise("publisher", move || Publisher::new(&address, Rc::clone(&events)).run());
         }
         _ => log::warn!("TTRPC_ADDRESS is not set: events stay here"),
     }
-    let server = tokio::task::spawn_local(rpc::serve(listener, handler, Rc::clone(&load)));
+    let (listener, accepted) = (Rc::new(listener), Rc::clone(&load));
+    let server = tasks::supervise("server", move || {
+        rpc::serve(Rc::clone(&listener), Rc::clone(&handler), Rc::clone(&accepted))
+    });
     log::debug!("shim serves namespace={} id={}", common.namespace, common.id);
 
     let flush = tokio::select! {
@@ -115,6 +121,7 @@ async fn serve(common: &Common, listener: OwnedFd) -> Result<(), ServeError> {
         _ = terminated.recv() => FLUSH_AFTER_SIGNAL,
         _ = interrupted.recv() => FLUSH_AFTER_SIGNAL,
     };
+    shim.end();
     // The socket goes first: a containerd that comes back must not find a file behind which nobody answers.
     remove_socket(socket);
     server.abort();
@@ -128,20 +135,29 @@ async fn serve(common: &Common, listener: OwnedFd) -> Result<(), ServeError> {
 
 /// Reaps whenever a child has ended.
 fn reap(reaper: &Rc<Reaper>, shim: &Rc<Shim>) -> io::Result<()> {
-    let mut child_ended = signal(SignalKind::child())?;
+    // From now on; the task, whenever it is begun, listens for itself.
+    let listening = signal(SignalKind::child())?;
     let (reaper, shim) = (Rc::clone(reaper), Rc::clone(shim));
-    tokio::task::spawn_local(async move {
-        loop {
-            tokio::select! {
-                _ = child_ended.recv() => {}
-                () = reaper.wants_reaping() => {}
-            }
-            for exited in reaper.reap() {
-                shim.process_exited(exited);
-            }
-        }
+    tasks::supervise("reaper", move || {
+        let _ = &listening;
+        reap_for_ever(Rc::clone(&reaper), Rc::clone(&shim))
     });
     Ok(())
+}
+
+async fn reap_for_ever(reaper: Rc<Reaper>, shim: Rc<Shim>) {
+    let mut child_ended = signal(SignalKind::child()).inspect_err(|e| log::error!("watch SIGCHLD: {e}")).ok();
+    loop {
+        // First, for what has ended before we listened.
+        reaper.reap();
+        while let Some(exited) = reaper.next_exit() {
+            shim.process_exited(exited);
+        }
+        tokio::select! {
+            Some(_) = async { child_ended.as_mut()?.recv().await } => {}
+            () = reaper.wants_reaping() => {}
+        }
+    }
 }
 
 async fn answers_read(load: &Load) {

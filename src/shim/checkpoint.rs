@@ -136,9 +136,11 @@ impl Shim {
         let (result, birth) = self.runtimes.restore(&runtime, id, &arguments, stdio).await;
         let restored = result
             .map_err(|failure| ShimError::Runtime { context: "OCI runtime restore failed", failure })
-            .and_then(|()| self.born(id, &bundle, &io, console.as_ref()))
-            .and_then(|Born { pid, cgroup, oom }| {
-                self.with(id, |owned| (owned.cgroup, owned.oom) = (cgroup, oom))?;
+            .and_then(|()| self.born(id, &bundle, &runtime, &io, console.as_ref()))
+            .and_then(|Born { pid, cgroup, oom, keeps_record }| {
+                self.with(id, |owned| {
+                    (owned.cgroup, owned.oom, owned.keeps_record) = (cgroup, oom, keeps_record);
+                })?;
                 self.apply(id, Event::Restored { pid })?;
                 Ok(pid)
             });

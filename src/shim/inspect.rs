@@ -11,7 +11,7 @@ use std::time::Duration;
 impl Shim {
     /// All that the shim knows; what only the daemon knows is left out.
     pub fn inspect(&self) -> InspectResponse {
-        let ids: Vec<Id> = self.slots.borrow().keys().cloned().collect();
+        let ids = self.ids();
         InspectResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: crate::info::revision().to_owned(),

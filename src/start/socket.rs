@@ -1,6 +1,10 @@
 //! Group → address; the socket behind it is ours to bind, stale, or alive.
 
 use crate::{bundle::Bundle, id::Id};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 use sha2::{Digest, Sha256};
 use std::{
     fmt,
@@ -11,13 +15,16 @@ use std::{
         unix::fs::{DirBuilderExt, PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Longest path of a unix socket, bytes, as containerd counts (`pkg/shim/util_unix.go`): sun_path less the NUL, less one.
 const MAX_PATH: usize = 106;
 /// How long a live shim may take to accept a connection: containerd's own figure.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// How long another start may hold the lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a group's shim listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,14 +176,24 @@ pub(super) fn bind(address: &Address) -> Result<Bound, SocketError> {
     }
 }
 
-/// flock(2) on the socket directory; freed when the descriptor closes. Waits for other starts only, which hold it for
-/// microseconds (a probe of a deaf shim: 100 ms).
+/// flock(2) on the socket directory; freed when the descriptor closes. Other starts hold it for microseconds (a probe of a deaf
+/// shim: 100 ms). Anybody else may hold it for ever: then we go on without it after [`LOCK_PATIENCE`], which is only
+/// unsafe if two starts of one group find the same stale socket in the same moment.
 fn lock(directory: &Path) -> io::Result<OwnedFd> {
     use rustix::fs::{FlockOperation, Mode, OFlags};
     let fd =
         rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::fs::flock(fd.as_fd(), FlockOperation::LockExclusive)?;
-    Ok(fd)
+    let begun = Instant::now();
+    let pause = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+    loop {
+        match rustix::fs::flock(fd.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_PATIENCE => {
+                let _ = poll(&mut [], Some(&pause));
+            }
+            Ok(()) | Err(Errno::WOULDBLOCK) => return Ok(fd),
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 /// A listening socket at `path`; `None` if something is there already.
@@ -189,7 +206,7 @@ fn listen(path: &Path) -> io::Result<Option<OwnedFd>> {
         None,
     )?;
     match rustix::net::bind(&socket, &SocketAddrUnix::new(path)?) {
-        Err(rustix::io::Errno::ADDRINUSE) => return Ok(None),
+        Err(Errno::ADDRINUSE) => return Ok(None),
         result => result?,
     }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
@@ -202,11 +219,7 @@ const BACKLOG: i32 = 128;
 
 /// Whether somebody accepts connections at `path`.
 pub fn is_alive(path: &Path) -> bool {
-    use rustix::{
-        event::{PollFd, PollFlags, Timespec, poll},
-        io::Errno,
-        net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
-    };
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
     let attempt = || -> rustix::io::Result<bool> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

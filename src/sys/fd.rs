@@ -1,6 +1,11 @@
 //! Descriptors that came to us by inheritance.
 
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    io::Errno,
+};
 use std::{
+    ffi::CStr,
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     rc::Rc,
@@ -62,9 +67,20 @@ pub fn notify_of_renames(directory: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// An empty file in memory that can be sealed, and that nobody can execute: where `vm.memfd_noexec` is 2 there is
+/// no other (Linux 6.3, admin-guide/sysctl/vm.rst).
+pub fn memory_file(name: &CStr) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Before 6.3.
+        Err(Errno::INVAL) => Ok(memfd_create(name, flags)?),
+        result => Ok(result?),
+    }
+}
+
 /// A file in memory with this content, to be read from the beginning.
 pub fn input(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let file = rustix::fs::memfd_create(c"input", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let file = memory_file(c"input")?;
     let mut rest = bytes;
     while !rest.is_empty() {
         let n = rustix::io::write(&file, rest)?;
@@ -72,4 +88,23 @@ pub fn input(bytes: &[u8]) -> io::Result<OwnedFd> {
     }
     rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
     Ok(file)
+}
+
+/// Descriptors that are kept free for what ends processes, and for clients.
+const KEPT_FREE: u64 = 32;
+
+/// Whether a process may be started, which takes a dozen descriptors. Not where only the last ones are left, [`KEPT_FREE`] or a
+/// quarter of a low limit: with those processes are killed and deleted, and a containerd that comes back is answered.
+pub fn has_room_for_a_process() -> bool {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let Some(limit) = limit else { return true };
+    let usable = limit - KEPT_FREE.min(limit / 4);
+    // The lowest free number.
+    rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0)
+        .is_ok_and(|free| u64::try_from(free.as_raw_fd()).is_ok_and(|free| free < usable))
+}
+
+/// One descriptor that can be given up when there is no other.
+pub fn spare() -> Option<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0).ok()
 }

@@ -1,9 +1,14 @@
 //! Processes: identity by pidfd, signals, reaping.
 
-use rustix::process::{Pid, PidfdFlags, WaitIdOptions, WaitOptions, WaitStatus};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, WaitIdOptions, WaitOptions, WaitStatus, getrlimit, setrlimit,
+};
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
 };
 
 /// How a process ended, as a shell would say it: the exit code, or 128 + signal.
@@ -48,9 +53,10 @@ pub fn is_signal(number: u32) -> bool {
     number <= 64
 }
 
-/// Reaps the child behind a pidfd if it has ended (waitid(2), P_PIDFD, since 5.4).
+/// Reaps the child `pid` through its pidfd if it has ended (waitid(2), P_PIDFD, since 5.4; 5.3 has pidfds
+/// and cannot wait for them: then by number, which is its own until it is reaped).
 /// `Ok(None)`: it lives, or it is not our child yet.
-pub fn reap_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
+pub fn reap_pidfd(pid: u32, pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     match rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd), options) {
         Ok(Some(status)) => Ok(Some(match (status.exit_status(), status.terminating_signal()) {
@@ -59,6 +65,7 @@ pub fn reap_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
             (None, None) => 255,
         })),
         Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => reap_pid(pid),
         Err(e) => Err(e.into()),
     }
 }
@@ -69,12 +76,41 @@ pub fn is_child(pid: u32) -> bool {
     checked(pid).is_ok_and(|pid| rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).is_ok())
 }
 
+/// Whether it is a child of ours that has ended and is not reaped.
+pub fn has_ended(pid: u32) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let ask = |pid| rustix::process::waitid(rustix::process::WaitId::Pid(pid), options);
+    checked(pid).is_ok_and(|pid| matches!(ask(pid), Ok(Some(_))))
+}
+
 /// Reaps one child by number if it has ended.
 pub fn reap_pid(pid: u32) -> io::Result<Option<ExitStatus>> {
     match rustix::process::waitpid(Some(checked(pid)?), WaitOptions::NOHANG) {
         Ok(Some((_, status))) => Ok(Some(shell_status(status))),
         Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Waits for the end of a child, and reaps it; `None` if it goes on after the deadline. For processes without an event loop.
+pub fn reap_until(pid: u32, deadline: Instant) -> Option<ExitStatus> {
+    /// Between two looks where there are no pidfds.
+    const PAUSE: Duration = Duration::from_millis(10);
+    let pidfd = pidfd(pid).ok().flatten();
+    loop {
+        if let Some(status) = reap_pid(pid).ok()? {
+            return Some(status);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        let _ = match &pidfd {
+            Some(pidfd) => {
+                poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Timespec::try_from(left).ok().as_ref())
+            }
+            None => poll(&mut [], Timespec::try_from(left.min(PAUSE)).ok().as_ref()),
+        };
     }
 }
 
@@ -129,10 +165,38 @@ pub fn create_core_scheduling_cookie() -> io::Result<()> {
     Ok(rustix::thread::create_core_scheduling_cookie(rustix::process::getpgrp(), group)?)
 }
 
-/// Whether our soft limit of open files is the hard one.
+/// Raises our soft limit of open files to the hard one: a pod may have more streams than the 1,024 files
+/// that systemd gives a service. Children get the limit back that we came with, as Go's runtime does it.
+pub fn raise_open_files() {
+    let came_with = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: came_with.maximum, maximum: came_with.maximum };
+    if came_with.current != came_with.maximum && setrlimit(Resource::Nofile, raised).is_ok() {
+        SOFT_OPEN_FILES.store(came_with.current.unwrap_or(u64::MAX), Relaxed);
+        IS_RAISED.store(true, Relaxed);
+    }
+}
+
+static IS_RAISED: AtomicBool = AtomicBool::new(false);
+static SOFT_OPEN_FILES: AtomicU64 = AtomicU64::new(0);
+
+/// Gives a child the soft limit of open files that we came with. Async-signal-safe.
+pub(super) fn restore_open_files() {
+    if IS_RAISED.load(Relaxed) {
+        let current = Some(SOFT_OPEN_FILES.load(Relaxed));
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let _ = setrlimit(Resource::Nofile, Rlimit { current, maximum });
+    }
+}
+
+/// Whether the soft limit of open files of our children is the hard one.
 pub fn has_all_open_files() -> bool {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current == limit.maximum
+    let limit = getrlimit(Resource::Nofile);
+    !IS_RAISED.load(Relaxed) && limit.current == limit.maximum
+}
+
+/// Largest file that we may write, bytes.
+pub fn max_file_size() -> u64 {
+    getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX)
 }
 
 /// Whether a process of ours has our own label of the security module (AppArmor, SELinux). `true` where there is none.

@@ -240,6 +240,7 @@ fn become_program(becoming: &Becoming<'_>) -> Result<std::convert::Infallible, E
         }
     }
     super::spawn::place(becoming.sources, 0).map_err(errno)?;
+    super::process::restore_open_files();
     if let Some(directory) = becoming.directory {
         rustix::process::chdir(directory.as_c_str())?;
     }

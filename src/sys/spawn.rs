@@ -9,7 +9,7 @@ use rustix::{
 use std::{
     io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::{Command, ExitStatus, Stdio},
@@ -63,22 +63,30 @@ pub fn daemon(mut command: Command, descriptors: Vec<OwnedFd>, failed: impl FnOn
     child
 }
 
-/// Puts `numbers[i]` at descriptor `first` + i, without close-on-exec. First out of the way, then into place, so that none overwrites another; what the
-/// parking has overwritten is not ours to use. Async-signal-safe.
+/// Most descriptors that [`place`] takes.
+const MAX_PLACED: usize = 16;
+
+/// Puts `numbers[i]` at descriptor `first` + i, without close-on-exec. First out of the way, then into place, so that none
+/// overwrites another. Async-signal-safe.
 pub(super) fn place(numbers: &[RawFd], first: RawFd) -> io::Result<()> {
-    const PARKING: RawFd = 64;
-    let parking = || (PARKING..).filter(|number| !numbers.contains(number));
-    for (source, parked) in numbers.iter().zip(parking()) {
-        // SAFETY: dup3 takes integers; in the child no owner of `parked` is left.
-        if unsafe { libc::dup3(*source, parked, libc::O_CLOEXEC) } < 0 {
+    let mut parked = [-1; MAX_PLACED];
+    let too_many = || io::Error::from_raw_os_error(libc::E2BIG);
+    let parked = parked.get_mut(..numbers.len()).ok_or_else(too_many)?;
+    let count = RawFd::try_from(numbers.len()).map_err(|_| too_many())?;
+    for (source, parked) in numbers.iter().zip(parked.iter_mut()) {
+        // SAFETY: fcntl takes integers; the number that it finds is free.
+        *parked = unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, first + count) };
+        if *parked < 0 {
             return Err(io::Error::last_os_error());
         }
     }
-    for (parked, target) in parking().zip(first..).take(numbers.len()) {
-        // SAFETY: as above.
-        if unsafe { libc::dup2(parked, target) } < 0 {
+    for (parked, target) in parked.iter().zip(first..) {
+        // SAFETY: dup2 takes integers; in the child no owner of `target` is left.
+        if unsafe { libc::dup2(*parked, target) } < 0 {
             return Err(io::Error::last_os_error());
         }
+        // SAFETY: made above, and nobody's.
+        unsafe { libc::close(*parked) };
     }
     Ok(())
 }
@@ -97,6 +105,7 @@ pub fn helper(report: OwnedFd, work: impl FnOnce() -> Result<(), String>) -> io:
         super::fd::close_from(4);
         // SAFETY: a descriptor of our own, placed above; whom the work starts does not get it.
         unsafe { libc::fcntl(3, libc::F_SETFD, libc::FD_CLOEXEC) };
+        super::process::restore_open_files();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         let text = match result {
             Ok(Ok(())) => return 0,
@@ -144,6 +153,24 @@ pub fn errand(work: impl FnOnce()) -> io::Result<u32> {
         super::signals::forget_handlers();
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         super::fd::close_from(3);
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+            Ok(()) => 0,
+            Err(_) => 1,
+        }
+    })
+}
+
+/// A process of its own that outlives us, for work that we wait for no longer than we like. It keeps one descriptor, as 0: whoever reads our
+/// outputs must see their end when we end.
+pub fn apart(kept: &OwnedFd, work: impl FnOnce(BorrowedFd<'_>)) -> io::Result<u32> {
+    forked(|| {
+        super::signals::forget_handlers();
+        if place(&[kept.as_raw_fd()], 0).is_err() {
+            return 1;
+        }
+        super::fd::close_from(1);
+        let _ = rustix::process::setsid();
+        let work = || work(rustix::stdio::stdin());
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
             Ok(()) => 0,
             Err(_) => 1,

@@ -19,6 +19,7 @@ impl From<ShimError> for Status {
             | ShimError::Refused(Refusal::NoExec(_) | Refusal::DeleteLive("deleted")) => Code::NotFound,
             ShimError::Exists(_) | ShimError::Refused(Refusal::ExecExists(_)) => Code::AlreadyExists,
             ShimError::TooMany(..) => Code::ResourceExhausted,
+            ShimError::Ending => Code::Unavailable,
             ShimError::Refused(Refusal::DeleteLive(_) | Refusal::InitGone(_)) | ShimError::NotStarted => {
                 Code::FailedPrecondition
             }

@@ -256,7 +256,7 @@ fn scar_57_the_daemon_inherits_no_descriptors_but_its_own() {
     });
 }
 
-// Defence: `Runtime::knows` before `force_delete`; missing files are no errors.
+// Defence: `Runtime::has_record` before `force_delete`; missing files are no errors.
 #[test]
 fn scar_33_delete_is_idempotent_quiet_and_calls_no_runtime_without_state() {
     let place = Place::new("delete");
@@ -267,6 +267,8 @@ fn scar_33_delete_is_idempotent_quiet_and_calls_no_runtime_without_state() {
     fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(bundle.join("options.json"), format!(r#"{{"binary_name":"{}"}}"#, runtime.display())).unwrap();
     fs::write(bundle.join("init.pid"), "4711").unwrap();
+    // Left by the daemon that has seen the runtime's record, which is no more.
+    fs::write(bundle.join("record-seen"), "").unwrap();
     for _ in 0..2 {
         let output = feed(place.command("a", "delete"), b"");
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
@@ -275,6 +277,10 @@ fn scar_33_delete_is_idempotent_quiet_and_calls_no_runtime_without_state() {
         assert!(response.exited_at.unwrap().seconds > 1_700_000_000);
     }
     assert!(!place.dir.join("called").exists());
+    // A runtime whose record nobody has seen may still know the container.
+    fs::remove_file(bundle.join("record-seen")).unwrap();
+    assert!(feed(place.command("a", "delete"), b"").status.success());
+    assert!(place.dir.join("called").exists());
     // Not even a bundle.
     let mut command = place.command("a", "delete");
     fs::remove_dir_all(&bundle).unwrap();

@@ -28,10 +28,6 @@ fn go_shim() -> Option<PathBuf> {
     })
 }
 
-fn is_unified() -> bool {
-    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
-}
-
 /// By version 2 of the Task service, which Go's shim has not had since 2.3 under a containerd that has version 3; then by that.
 fn call<R: Message + Default>(
     direct: &mut Direct,
@@ -251,7 +247,7 @@ fn every_kind_of_limit_is_updated_as_gos_shim_does() {
         rig.run_with(&["--runtime", go.to_str().unwrap()], "gos", &["sleep", "1000"]);
     }
     for Limit { json, v1, v2 } in LIMITS {
-        let Some((file, expected)) = (if is_unified() { v2 } else { v1 }) else { continue };
+        let Some((file, expected)) = (if support::is_unified() { v2 } else { v1 }) else { continue };
         update(&mut rig.direct("ours"), "ours", json).unwrap_or_else(|e| panic!("{json}: {e}"));
         assert_eq!(cgroup_file(&rig, "ours", file), *expected, "{json}: {file}");
         if go.is_some() {
@@ -266,7 +262,7 @@ fn every_kind_of_limit_is_updated_as_gos_shim_does() {
         let ours = update(&mut rig.direct("ours"), "ours", json);
         let theirs = update(&mut rig.direct("gos"), "gos", json);
         assert_eq!(ours.is_ok(), theirs.is_ok(), "{json}: Go {theirs:?}, cleat {ours:?}");
-        let files = if is_unified() {
+        let files = if support::is_unified() {
             ["memory.max", "cpuset.cpus", "io.weight", "hugetlb.2MB.max"]
         } else {
             [
@@ -321,7 +317,7 @@ fn a_cgroup_namespace_changes_nothing_for_the_shim() {
     assert_eq!(pids.processes[0].pid, pid);
     assert_eq!(direct.exec_to_end("b", "e", "exit 7"), 7);
     update(&mut direct, "b", r#"{"pids":{"limit":77}}"#).unwrap();
-    let file = if is_unified() { "pids.max" } else { "pids/pids.max" };
+    let file = if support::is_unified() { "pids.max" } else { "pids/pids.max" };
     assert_eq!(cgroup_file(&rig, "b", file), "77");
     support::remove_second_container(&mut direct);
     rig.remove("a");
@@ -400,13 +396,13 @@ fn a_childs_kill_is_told_though_the_container_lives() {
 fn a_kill_for_the_pods_limit_is_told() {
     let rig = Rig::new();
     let events = rig.events();
-    let (pod, file) = if is_unified() {
+    let (pod, file) = if support::is_unified() {
         (format!("/sys/fs/cgroup/{}/pod", rig.namespace), "memory.max")
     } else {
         (format!("/sys/fs/cgroup/memory/{}/pod", rig.namespace), "memory.limit_in_bytes")
     };
     std::fs::create_dir_all(&pod).unwrap();
-    if is_unified() {
+    if support::is_unified() {
         for directory in [Path::new(&pod).parent().unwrap(), Path::new(&pod)] {
             std::fs::write(directory.join("cgroup.subtree_control"), "+memory +pids").unwrap();
         }
@@ -426,7 +422,7 @@ fn a_kill_for_the_pods_limit_is_told() {
 
 #[test]
 fn a_group_that_is_killed_as_a_whole_is_told() {
-    if !is_unified() {
+    if !support::is_unified() {
         return;
     }
     let rig = Rig::new();
@@ -624,7 +620,7 @@ fn a_user_without_rights_runs_a_container() {
 #[test]
 fn the_shim_lives_in_the_cgroup_that_is_asked_for() {
     let name = format!("/cleat-test-{}-shim", std::process::id());
-    let hierarchies: &[&str] = if is_unified() { &[""] } else { &["/memory", "/pids"] };
+    let hierarchies: &[&str] = if support::is_unified() { &[""] } else { &["/memory", "/pids"] };
     let directories: Vec<PathBuf> = hierarchies
         .iter()
         .map(|hierarchy| PathBuf::from(format!("/sys/fs/cgroup{hierarchy}{name}")))

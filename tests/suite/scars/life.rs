@@ -8,13 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The faults that a test may ask for are in debug builds only.
-fn use_debug_build(rig: &Rig) {
-    let link = rig.dir.join("bin/containerd-shim-cleat-v2");
-    std::fs::remove_file(&link).unwrap();
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_containerd-shim-cleat-v2"), &link).unwrap();
-}
-
 // containerd #5800, #768. Defence: `start::Undo`; a daemon that nobody learned of ends when nobody needs it.
 #[test]
 fn scar_31_a_start_that_is_killed_in_the_middle_leaves_nothing_for_long() {
@@ -120,7 +113,7 @@ fn scar_36_nothing_disturbs_the_address() {
 #[test]
 fn scar_37_a_panic_is_in_the_log_with_its_place_and_ends_only_its_call() {
     let rig = Rig::new();
-    use_debug_build(&rig);
+    support::use_debug_build(&rig);
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     let failed = direct.call::<Empty>("PanicForTest", &process("a", "")).unwrap_err();
@@ -282,7 +275,7 @@ fn scar_11_a_shim_that_nobody_needs_ends_and_one_with_a_container_does_not() {
 #[test]
 fn a_shim_that_hangs_is_seen_in_the_log() {
     let rig = Rig::new();
-    use_debug_build(&rig);
+    support::use_debug_build(&rig);
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     direct.send("HangForTest", &process("a", ""));

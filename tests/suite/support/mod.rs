@@ -443,6 +443,22 @@ pub fn host_pid_namespace() -> String {
     format!("pid:/proc/{}/ns/pid", std::process::id())
 }
 
+pub fn is_unified() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// Whether the binary under test is Go's shim, for which some tests are written as well.
+pub fn is_go() -> bool {
+    shim_binary().file_name().is_some_and(|name| name == "containerd-shim-runc-v2")
+}
+
+/// Shims of this rig are the debug build, which has points to fail at.
+pub fn use_debug_build(rig: &Rig) {
+    let link = rig.dir.join("bin/containerd-shim-cleat-v2");
+    fs::remove_file(&link).unwrap();
+    symlink(env!("CARGO_BIN_EXE_containerd-shim-cleat-v2"), &link).unwrap();
+}
+
 /// The binary under test.
 pub fn shim_binary() -> PathBuf {
     std::env::var_os("CLEAT_TEST_SHIM")
