@@ -7,12 +7,18 @@ use crate::{
     bundle::Bundle, container::Event, id::Id, io::ConsoleSocket, protocol::options::CheckpointOptions,
     runtime::CallStdio,
 };
-use std::{path::PathBuf, rc::Rc};
+use std::{
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
 
 /// criu's log of a failed checkpoint, in the bundle: upstream's name.
 const DUMP_LOG: &str = "criu-dump.log";
 /// Most bytes of it that are kept.
 const MAX_LOG: u64 = 16 << 20;
+/// How long that may take.
+const TIDY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Where a container is restored from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,21 +87,23 @@ impl Shim {
         let arguments = save.arguments(&work.to_string_lossy());
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let result = self.runtimes.checkpoint(&runtime, id, &arguments).await;
-        let result = result.map_err(|failure| {
-            let kept = crate::bundle::read_bounded(&work.join("dump.log"), MAX_LOG)
-                .map_err(|e| e.to_string())
-                .and_then(|log| bundle.write(DUMP_LOG, &log, 0o600).map_err(|e| super::chain(&e)));
-            if let Err(e) = kept {
-                log::warn!("criu's log is not kept container={id}: {e}");
+        let result = match result {
+            Ok(()) => Ok(()),
+            Err(failure) => {
+                let text = failure.to_string();
+                let reason = text.lines().next().unwrap_or_default().to_owned();
+                Err(ShimError::Checkpoint { reason, log: bundle.join(DUMP_LOG) })
             }
-            let text = failure.to_string();
-            let reason = text.lines().next().unwrap_or_default().to_owned();
-            ShimError::Checkpoint { reason, log: bundle.join(DUMP_LOG) }
-        });
-        if let Err(e) = std::fs::remove_dir_all(own_work)
-            && !crate::bundle::is_absent(&e)
-        {
-            log::warn!("criu's work directory remains container={id}: {e}");
+        };
+        // Where the client wants criu to work may be a file system that hangs, and a log has megabytes.
+        let failed = result.is_err();
+        let helper = self.in_helper(|| tidy(&bundle, &work, &own_work, failed));
+        let tidied = match helper {
+            Ok(helper) => self.end_of(helper, TIDY_DEADLINE).await,
+            Err(e) => Err(e.to_string()),
+        };
+        if let Err(reason) = tidied {
+            log::warn!("after a checkpoint container={id}: {reason}");
         }
         result?;
         self.apply(id, Event::Checkpointed { image: save.image.to_string_lossy().into_owned() })
@@ -150,6 +158,19 @@ impl Shim {
         drop(birth);
         restored
     }
+}
+
+/// Keeps criu's log of a checkpoint that has failed, and removes its working directory if it is ours.
+fn tidy(bundle: &Bundle, work: &Path, own_work: &Path, failed: bool) -> Result<(), String> {
+    let log = || crate::bundle::read_bounded(&work.join("dump.log"), MAX_LOG).map_err(|e| e.to_string());
+    let keep = |log: Vec<u8>| bundle.write(DUMP_LOG, &log, 0o600).map_err(|e| super::chain(&e));
+    let kept = if failed { log().and_then(keep) } else { Ok(()) };
+    if let Err(e) = std::fs::remove_dir_all(own_work)
+        && !crate::bundle::is_absent(&e)
+    {
+        return Err(format!("criu's work directory remains: {e}"));
+    }
+    kept.map_err(|e| format!("criu's log is not kept: {e}"))
 }
 
 #[cfg(test)]

@@ -1,23 +1,35 @@
 //! containerd in a container: what it sees of cgroups is a part, and may be called otherwise than it is.
 
-use crate::support::{self, Rig, add, process, start, until, wait};
+use crate::support::{self, Rig, add, is_unified, process, start, until, wait};
 use cleat::protocol::{Empty, task as api};
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+const ROOT: &str = "/sys/fs/cgroup";
 
 /// Cgroups of a container that is to have a containerd inside: one in each hierarchy, removed with this.
 struct Outer(Vec<PathBuf>);
 
 impl Outer {
     fn new(name: &str) -> Self {
-        let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
-        let made = hierarchies.filter(|path| path.join("cgroup.procs").exists() && !path.is_symlink());
-        let made: Vec<PathBuf> = made.map(|path| path.join(name)).collect();
+        let made: Vec<PathBuf> = if is_unified() {
+            vec![Path::new(ROOT).join(name)]
+        } else {
+            let hierarchies = fs::read_dir(ROOT).unwrap().flatten().map(|entry| entry.path());
+            let real = hierarchies.filter(|path| path.join("cgroup.procs").exists() && !path.is_symlink());
+            real.map(|path| path.join(name)).collect()
+        };
         for path in &made {
-            fs::create_dir_all(path).unwrap();
+            // On v2 a cgroup with processes has no controllers for others.
+            fs::create_dir_all(path.join("init")).unwrap();
             // Without these nobody can live in a cpuset.
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                if let Ok(text) = fs::read_to_string(path.parent().unwrap().join(file)) {
-                    fs::write(path.join(file), text).unwrap();
+            for directory in [path.clone(), path.join("init")] {
+                for file in ["cpuset.cpus", "cpuset.mems"] {
+                    if let Ok(text) = fs::read_to_string(directory.parent().unwrap().join(file)) {
+                        let _ = fs::write(directory.join(file), text);
+                    }
                 }
             }
         }
@@ -27,8 +39,9 @@ impl Outer {
     /// Shell commands that bring a process in, and let it see nothing else.
     fn enter(&self) -> String {
         let one = |path: &PathBuf| {
-            let (own, mount) = (path.display(), path.parent().unwrap().display());
-            format!("echo $$ > {own}/cgroup.procs && mount --bind {own} {mount}")
+            let mount = if is_unified() { Path::new(ROOT) } else { path.parent().unwrap() };
+            let (own, mount) = (path.display(), mount.display());
+            format!("echo $$ > {own}/init/cgroup.procs && mount --bind {own} {mount}")
         };
         self.0.iter().map(one).collect::<Vec<_>>().join(" && ")
     }
@@ -51,7 +64,7 @@ fn remove_tree(path: &PathBuf) -> bool {
     fs::remove_dir(path).is_ok() || !path.exists()
 }
 
-// docker:dind, kind and k3d on cgroup v1: the host's cgroup namespace, and each hierarchy bound.
+// docker:dind, kind and k3d with the host's cgroup namespace, and each hierarchy bound.
 #[test]
 fn containerd_in_a_container_with_the_hosts_cgroup_namespace() {
     let name = format!("cleat-test-outer-{}", std::process::id());
@@ -71,7 +84,9 @@ fn containerd_in_a_container_with_the_hosts_cgroup_namespace() {
         let id = api::ContainerRequest { id: "a".into() };
 
         let metrics = rig.ctr(["task", "metrics", "a"]);
-        let usage = metrics.lines().find_map(|line| line.strip_prefix("memory.usage_in_bytes"));
+        let usage = metrics.lines().find_map(|line| {
+            line.strip_prefix("memory.usage_in_bytes").or(line.strip_prefix("memory.usage "))
+        });
         assert!(usage.is_some_and(|value| value.trim() != "0"), "{metrics}");
         let pids: api::PidsResponse = direct.call("Pids", &id).unwrap();
         assert_eq!(pids.processes.iter().map(|p| p.pid).collect::<Vec<_>>(), [rig.init("a")]);
@@ -81,7 +96,7 @@ fn containerd_in_a_container_with_the_hosts_cgroup_namespace() {
         assert_eq!(wait(&mut direct, "e"), 137);
         events.wait_for("oom", 1);
 
-        // A frozen container that is killed thaws, and dies.
+        // A frozen container that is killed thaws, dies, and can be deleted.
         direct.call::<Empty>("Pause", &id).unwrap();
         support::signal(&mut direct, "a", "", 9).unwrap();
         assert_eq!(wait(&mut direct, ""), 137);

@@ -27,7 +27,7 @@ impl Direct {
 
     /// Calls a method of the task service, version 3.
     pub fn call<R: Message + Default>(&mut self, method: &str, request: &impl Message) -> Result<R, Status> {
-        self.call_service(api::SERVICES[1], method, request)
+        self.call_service(service(), method, request)
     }
 
     /// Calls a method of any service.
@@ -54,7 +54,7 @@ impl Direct {
         time: Duration,
     ) -> Result<Vec<u8>, Status> {
         let payload = request.encode_to_vec();
-        let send = self.connection.send(api::SERVICES[1], method, &payload, Some(time));
+        let send = self.connection.send(service(), method, &payload, Some(time));
         let stream = self.runtime.block_on(send).unwrap();
         let (id, reply) = self.receive();
         assert_eq!(id, stream);
@@ -63,7 +63,7 @@ impl Direct {
 
     /// Sends a call of the task service and returns its stream number.
     pub fn send(&mut self, method: &str, request: &impl Message) -> u32 {
-        self.send_to(api::SERVICES[1], method, request)
+        self.send_to(service(), method, request)
     }
 
     fn send_to(&mut self, service: &str, method: &str, request: &impl Message) -> u32 {
@@ -130,4 +130,9 @@ pub fn fifo(directory: &Path, name: &str) -> PathBuf {
     )
     .unwrap();
     path
+}
+
+/// The task service: Debian's Go shim has version 2 only.
+fn service() -> &'static str {
+    api::SERVICES[usize::from(!super::is_go())]
 }
