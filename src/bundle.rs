@@ -5,8 +5,8 @@
 use crate::{
     id::Id,
     protocol::{Timestamp, options::Options},
+    spec::Spec,
 };
-use serde::Deserialize;
 use std::{
     collections::BTreeMap,
     fs::OpenOptions,
@@ -34,59 +34,8 @@ pub struct BundleError {
     source: io::Error,
 }
 
-/// The part of config.json that `start` reads.
-#[derive(Debug, Default, Deserialize)]
-pub struct Annotations {
-    /// Key to value.
-    #[serde(default)]
-    pub annotations: BTreeMap<String, String>,
-}
-
-/// The part of config.json that the daemon reads.
-#[derive(Debug, Default, Deserialize)]
-struct LinuxSpec {
-    #[serde(default)]
-    linux: Option<Linux>,
-    #[serde(default)]
-    process: Option<Confinement>,
-    #[serde(default)]
-    annotations: Option<OwnAnnotations>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct OwnAnnotations {
-    #[serde(default, rename = "io.containerd.cleat.native-exec")]
-    native_exec: Option<String>,
-    #[serde(default, rename = "io.containerd.cleat.spool")]
-    spool: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Confinement {
-    #[serde(default)]
-    apparmor_profile: String,
-    #[serde(default)]
-    selinux_label: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Linux {
-    #[serde(default)]
-    namespaces: Vec<Namespace>,
-    #[serde(default)]
-    seccomp: Option<serde::de::IgnoredAny>,
-    #[serde(default)]
-    cgroups_path: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Namespace {
-    r#type: String,
-    #[serde(default)]
-    path: String,
-}
+/// Annotations of ours begin so.
+const OWN_ANNOTATIONS: &str = "io.containerd.cleat.";
 
 /// What Create wants to know of config.json.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -146,32 +95,31 @@ impl Bundle {
 
     /// config.json's annotations, and nothing else of it.
     pub fn annotations(&self) -> Result<BTreeMap<String, String>, BundleError> {
-        let spec: Annotations = self.config()?;
-        Ok(spec.annotations)
+        annotations_in(&self.config_text()?).map_err(|source| self.bad_config(source))
     }
 
     /// What Create wants to know of config.json.
     pub fn traits(&self) -> Result<Traits, BundleError> {
-        let spec: LinuxSpec = self.config()?;
-        let Linux { namespaces, seccomp, .. } = spec.linux.unwrap_or_default();
-        let has_private_pid_namespace = namespaces.iter().any(|n| n.r#type == "pid" && n.path.is_empty());
-        let has_user_namespace = namespaces.iter().any(|n| n.r#type == "user");
-        let confinement = spec.process.unwrap_or_default();
-        let is_confined = !confinement.apparmor_profile.is_empty() || !confinement.selinux_label.is_empty();
-        let annotations = spec.annotations.unwrap_or_default();
+        let mut spec = self.spec(|name| name.starts_with(OWN_ANNOTATIONS))?;
+        let has_private_pid_namespace = spec.namespaces.iter().any(|n| n.kind == "pid" && n.path.is_empty());
+        let has_user_namespace = spec.namespaces.iter().any(|n| n.kind == "user");
+        let is_confined = !spec.apparmor_profile.is_empty() || !spec.selinux_label.is_empty();
+        let mut annotation = |name: &str| {
+            let text = spec.annotations.remove(&format!("{OWN_ANNOTATIONS}{name}"));
+            text.filter(|text| !text.is_empty())
+        };
         Ok(Traits {
             has_private_pid_namespace,
             may_hold_fifos: has_private_pid_namespace && !has_user_namespace && !is_confined,
-            has_seccomp: seccomp.is_some(),
-            spool: annotations.spool,
-            native_exec: annotations.native_exec,
+            has_seccomp: spec.has_seccomp,
+            spool: annotation("spool"),
+            native_exec: annotation("native-exec"),
         })
     }
 
     /// `linux.cgroupsPath` of config.json, in which the runtime makes the container's cgroup.
     pub fn cgroups_path(&self) -> Option<String> {
-        let spec: LinuxSpec = self.config().ok()?;
-        spec.linux?.cgroups_path
+        self.spec(|_| false).ok()?.cgroups_path
     }
 
     /// config.json as it is.
@@ -185,19 +133,22 @@ impl Bundle {
         Ok(bytes)
     }
 
-    fn config<T: serde::de::DeserializeOwned>(&self) -> Result<T, BundleError> {
-        let parsed = serde_json::from_slice(&self.config_text()?);
-        parsed.map_err(|e| BundleError { verb: "read", path: self.join("config.json"), source: e.into() })
+    fn spec(&self, wants: impl Fn(&str) -> bool) -> Result<Spec, BundleError> {
+        Spec::read(&self.config_text()?, wants).map_err(|e| self.bad_config(invalid_data(e)))
+    }
+
+    fn bad_config(&self, source: io::Error) -> BundleError {
+        BundleError { verb: "read", path: self.join("config.json"), source }
     }
 
     /// Reads `options.json` as either shim writes it; defaults where there is none.
     pub fn options(&self) -> Result<Options, BundleError> {
         let path = self.join("options.json");
         match read_own(&path, MAX_FILE) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| BundleError {
+            Ok(bytes) => crate::options::from_json(&bytes).map_err(|e| BundleError {
                 verb: "read",
                 path,
-                source: e.into(),
+                source: invalid_data(e),
             }),
             Err(e) if is_absent(&e) => Ok(Options::default()),
             Err(source) => Err(BundleError { verb: "read", path, source }),
@@ -302,8 +253,16 @@ impl Bundle {
 }
 
 /// The annotations in the text of a config.json.
-pub fn annotations_in(config: &[u8]) -> serde_json::Result<BTreeMap<String, String>> {
-    serde_json::from_slice::<Annotations>(config).map(|spec| spec.annotations)
+pub fn annotations_in(config: &[u8]) -> io::Result<BTreeMap<String, String>> {
+    let spec = Spec::read(config, |_| true).map_err(invalid_data)?;
+    if spec.has_odd_annotations {
+        return Err(invalid_data("its annotations are no texts"));
+    }
+    Ok(spec.annotations)
+}
+
+fn invalid_data(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
 /// Whether an error says that there is no such file (a parent that is no directory counts).

@@ -6,6 +6,7 @@
 
 use crate::{
     bundle::read_bounded,
+    json::{BadJson, Found, Reader, is_name},
     protocol::{
         Any,
         options::{GENERIC_OPTIONS_URL, GenericOptions, OPTIONS_URL, Options, is_options},
@@ -56,9 +57,9 @@ pub enum BadOptions {
     },
 }
 
-/// Reads options; an empty message is the default.
+/// Reads options; an empty message is the default. The type counts after its last slash: Go's registry knows it with any prefix.
 pub fn read(any: &Any) -> Result<Options, BadOptions> {
-    match any.type_url.as_str() {
+    match any.type_url.rsplit('/').next().unwrap_or_default() {
         OPTIONS_URL => Options::decode(any.value.as_slice())
             .map_err(|source| BadOptions::Decode { url: OPTIONS_URL, source }),
         GENERIC_OPTIONS_URL => {
@@ -67,7 +68,7 @@ pub fn read(any: &Any) -> Result<Options, BadOptions> {
             from_generic(generic)
         }
         _ if any.value.is_empty() => Ok(Options::default()),
-        other => Err(BadOptions::Type(other.to_owned())),
+        _ => Err(BadOptions::Type(any.type_url.clone())),
     }
 }
 
@@ -123,6 +124,79 @@ fn from_table(table: &toml::Table) -> Result<Options, BadOptions> {
     Ok(options)
 }
 
+/// Reads an `options.json`, as Go's shim does: null sets nothing, unknown members are for newer versions.
+pub fn from_json(text: &[u8]) -> Result<Options, BadOptionsFile> {
+    let mut options = Options::default();
+    let mut odd = None;
+    let mut reader = Reader::new(text);
+    let found = reader.object(|name, reader| {
+        let is_odd = set(&mut options, name, reader)?;
+        if is_odd {
+            odd.get_or_insert_with(|| name.to_owned());
+        }
+        Ok(())
+    })?;
+    reader.end()?;
+    match (odd, found) {
+        (Some(name), _) => Err(BadOptionsFile::Type(name)),
+        (None, Found::Other) => Err(BadOptionsFile::Type("all of it".to_owned())),
+        _ => Ok(options),
+    }
+}
+
+/// Whether the value is of another type than the member.
+fn set(options: &mut Options, name: &str, reader: &mut Reader) -> Result<bool, BadJson> {
+    let texts = [
+        ("shim_cgroup", &mut options.shim_cgroup),
+        ("binary_name", &mut options.binary_name),
+        ("root", &mut options.root),
+        ("criu_image_path", &mut options.criu_image_path),
+        ("criu_work_path", &mut options.criu_work_path),
+        ("task_api_address", &mut options.task_api_address),
+        ("spool", &mut options.spool),
+    ];
+    let truths = [
+        ("no_pivot_root", &mut options.no_pivot_root),
+        ("no_new_keyring", &mut options.no_new_keyring),
+        ("systemd_cgroup", &mut options.systemd_cgroup),
+        ("native_exec", &mut options.native_exec),
+    ];
+    let numbers = [
+        ("io_uid", &mut options.io_uid),
+        ("io_gid", &mut options.io_gid),
+        ("task_api_version", &mut options.task_api_version),
+    ];
+    if let Some((_, field)) = texts.into_iter().find(|(field, _)| is_name(name, field)) {
+        reader.string().map(|found| assign(field, found))
+    } else if let Some((_, field)) = truths.into_iter().find(|(field, _)| is_name(name, field)) {
+        reader.boolean().map(|found| assign(field, found))
+    } else if let Some((_, field)) = numbers.into_iter().find(|(field, _)| is_name(name, field)) {
+        reader.number().map(|found| assign(field, found))
+    } else {
+        reader.skip().map(|()| false)
+    }
+}
+
+/// An `options.json` that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadOptionsFile {
+    /// No JSON.
+    #[error(transparent)]
+    Json(#[from] BadJson),
+    /// A member of another type.
+    #[error("{0} is of another type")]
+    Type(String),
+}
+
+fn assign<T>(field: &mut T, found: Found<T>) -> bool {
+    match found {
+        Found::Value(value) => *field = value,
+        Found::Null => {}
+        Found::Other => return true,
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +235,33 @@ mod tests {
         assert_eq!(generic("", path.to_str().unwrap()).unwrap().root, "/run/r");
         assert!(generic("", "/nope/o.toml").unwrap_err().contains("read runtime options from /nope/o.toml"));
         assert!(generic("", "o.toml").unwrap_err().contains("not absolute"));
+    }
+
+    #[test]
+    fn a_file_of_options_as_go_reads_it() {
+        let read = |text: &[u8]| from_json(text).map_err(|e| e.to_string());
+        let expected = Options { root: "/r".into(), systemd_cgroup: true, io_uid: 7, ..Options::default() };
+        let texts: [&[u8]; 3] = [
+            br#"{"root":"/r","systemd_cgroup":true,"io_uid":7}"#,
+            br#"{"root":"/x","Root":"/r","root":null,"SYSTEMD_CGROUP":true,"io_uid":7,"io_uid":null,"new":[{}]}"#,
+            br#"{"root":"\/r","systemd_cgroup":true,"io_uid":7,"no_pivot_root":null,"criu_path":"\ud800"}"#,
+        ];
+        for text in texts {
+            assert_eq!(read(text), Ok(expected.clone()));
+        }
+        assert_eq!(read(b"null"), Ok(Options::default()));
+        assert_eq!(read(b"{\"root\":\"\xff\"}").unwrap().root, "\u{fffd}");
+        for text in ["", "[]", "{} x", r#"{"root":1}"#, r#"{"io_uid":-1}"#, r#"{"systemd_cgroup":"true"}"#] {
+            assert!(read(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_type_may_have_a_prefix() {
+        let options = Options { root: "/r".into(), ..Options::default() };
+        let any =
+            Any { type_url: format!("type.googleapis.com/{OPTIONS_URL}"), value: options.encode_to_vec() };
+        assert_eq!(read(&any).unwrap(), options);
     }
 
     #[test]

@@ -620,7 +620,7 @@ impl Shim {
         match io.size() {
             // Through the runtime: by the time that we get the console, the program may have looked already.
             Some(size) if io.is_terminal() => {
-                bundle.write(&spec_name, &with_console_size(spec, size), 0o600)?
+                bundle.write(&spec_name, &crate::spec::with_console_size(spec, size), 0o600)?
             }
             _ => bundle.write(&spec_name, spec, 0o600)?,
         }
@@ -1349,16 +1349,6 @@ fn join_delete(owned: &mut Owned) -> Option<oneshot::Receiver<Deleted>> {
     let (sender, receiver) = oneshot::channel();
     owned.deleters.push(sender);
     Some(receiver)
-}
-
-/// Streams of a runtime call that gives birth: a console's come later, over its socket.
-/// A process spec with the size of its console.
-fn with_console_size(spec: &[u8], (width, height): (u16, u16)) -> Vec<u8> {
-    let Ok(mut fields) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(spec) else {
-        return spec.to_vec();
-    };
-    fields.insert("consoleSize".to_owned(), serde_json::json!({ "height": height, "width": width }));
-    serde_json::to_vec(&fields).unwrap_or_else(|_| spec.to_vec())
 }
 
 /// Refuses what would take one of the last descriptors.

@@ -298,7 +298,7 @@ fn describe_pod(shim: &mut Shim) {
 
 fn annotations(bundle: &Path) -> BTreeMap<String, String> {
     let text = cleat::bundle::read_bounded(&bundle.join("config.json"), 16 << 20).unwrap_or_default();
-    serde_json::from_slice::<cleat::bundle::Annotations>(&text).unwrap_or_default().annotations
+    cleat::bundle::annotations_in(&text).unwrap_or_default()
 }
 
 /// What the cgroup of a process has used.

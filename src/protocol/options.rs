@@ -1,6 +1,6 @@
 //! The runtime's options (`api/types/runc/options/oci.proto`), as protobuf and as the bundle's `options.json`.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// Type URL of [`Options`].
 pub const OPTIONS_URL: &str = "containerd.runc.v1.Options";
@@ -19,8 +19,7 @@ pub fn is_options(type_url: &str) -> bool {
 
 /// `containerd.runc.v1.Options`. The JSON names are those of the Go shim's `options.json`,
 /// so that either shim can delete the other's bundle.
-#[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, PartialEq, Eq, prost::Message, Serialize)]
 pub struct Options {
     /// Do not pivot_root (rootfs on a ramdisk).
     #[prost(bool, tag = "1")]

@@ -13,6 +13,7 @@ use crate::{
     remedy::told,
     rpc::{Code, Status},
     shim::{Checkpoint, Create, SaveState},
+    spec,
     sys::process::is_signal,
 };
 use prost::Message;
@@ -115,14 +116,13 @@ fn options(any: Option<Any>) -> Result<Options, Status> {
     any.as_ref().map_or_else(|| Ok(Options::default()), options::read).map_err(|e| invalid(told(&e)))
 }
 
-/// Exec: the spec must be a JSON object; its `terminal` is the request's.
+/// Exec: the spec is a JSON object, or null; its `terminal` is the request's.
 pub(super) fn exec(r: ExecProcessRequest) -> Result<Exec, Status> {
     let exec = Id::new(&r.exec_id).map_err(|e| invalid(format!("exec id: {e}")))?;
     let spec = r.spec.map(|any| any.value).unwrap_or_default();
-    let mut spec: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&spec).map_err(|e| invalid(format!("process spec: {e}")))?;
-    spec.insert("terminal".to_owned(), r.terminal.into());
-    let spec = serde_json::to_vec(&spec).map_err(|e| invalid(format!("process spec: {e}")))?;
+    let spec = spec::process(&spec, r.terminal)
+        .map_err(|e| invalid(format!("process spec: {e}")))?
+        .ok_or_else(|| invalid("process spec: no object".to_owned()))?;
     Ok(Exec {
         id: container(&r.id)?,
         exec,
@@ -134,9 +134,9 @@ pub(super) fn exec(r: ExecProcessRequest) -> Result<Exec, Status> {
 /// LinuxResources as JSON.
 pub(super) fn resources(any: Option<Any>) -> Result<Vec<u8>, Status> {
     let json = any.map(|any| any.value).unwrap_or_default();
-    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&json)
-        .map_err(|e| invalid(format!("resources: {e}")))?;
-    Ok(json)
+    spec::resources(&json)
+        .map_err(|e| invalid(format!("resources: {e}")))?
+        .ok_or_else(|| invalid("resources: no object".to_owned()))
 }
 
 /// A signal's number.
