@@ -60,7 +60,12 @@ pub struct Driver {
     /// Readers of the `log` fifos: a Go shim waits for one.
     logs: RefCell<HashMap<String, JoinHandle<()>>>,
     log_bytes: Rc<Cell<usize>>,
+    /// The end of what they have logged.
+    log_tail: Rc<RefCell<Vec<u8>>>,
 }
+
+/// Bytes of the shims' logs that are kept.
+const LOG_TAIL: usize = 256 << 10;
 
 /// Annotations of containers.
 pub type Annotations = std::collections::BTreeMap<String, String>;
@@ -129,6 +134,7 @@ impl Driver {
             sockets_of: RefCell::default(),
             logs: RefCell::default(),
             log_bytes: Rc::default(),
+            log_tail: Rc::default(),
         }))
     }
 
@@ -151,6 +157,11 @@ impl Driver {
     /// Bytes that the shims have logged so far.
     pub fn log_bytes(&self) -> usize {
         self.log_bytes.get()
+    }
+
+    /// The end of what they have logged.
+    pub fn log_tail(&self) -> String {
+        String::from_utf8_lossy(&self.log_tail.borrow()).into_owned()
     }
 
     fn command(&self, id: &str, bundle: &Path) -> Command {
@@ -178,11 +189,15 @@ impl Driver {
         let log = self.fifo(&bundle, "log")?;
         let log = pipe::OpenOptions::new().read_write(true).open_receiver(log);
         let mut log = log.map_err(fail("open the log fifo"))?;
-        let bytes = Rc::clone(&self.log_bytes);
+        let (bytes, tail) = (Rc::clone(&self.log_bytes), Rc::clone(&self.log_tail));
         let reader = tokio::task::spawn_local(async move {
             let mut buffer = [0; 4096];
             while let Ok(read) = log.read(&mut buffer).await {
                 bytes.set(bytes.get() + read);
+                let mut tail = tail.borrow_mut();
+                tail.extend_from_slice(&buffer[..read]);
+                let excess = tail.len().saturating_sub(LOG_TAIL);
+                tail.drain(..excess);
             }
         });
         self.logs.borrow_mut().insert(id.to_owned(), reader);
@@ -285,11 +300,16 @@ impl Driver {
 
     /// Gives the container of a bundle a console: config.json must say the same as the request.
     pub fn with_terminal(&self, bundle: &Path) -> Result<()> {
+        self.edit(bundle, |config| config["process"]["terminal"] = true.into())
+    }
+
+    /// Changes a bundle's config.json.
+    pub fn edit(&self, bundle: &Path, change: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
         let path = bundle.join("config.json");
         let failed = |e: &dyn std::fmt::Display| DriverError(format!("config.json: {e}"));
         let text = std::fs::read_to_string(&path).map_err(|e| failed(&e))?;
         let mut config: serde_json::Value = serde_json::from_str(&text).map_err(|e| failed(&e))?;
-        config["process"]["terminal"] = true.into();
+        change(&mut config);
         std::fs::write(&path, config.to_string()).map_err(|e| failed(&e))
     }
 
@@ -340,22 +360,40 @@ impl Driver {
     /// What is left: daemons, mounts, sockets, runtime state, cgroups. Empty when all is well.
     pub fn leftovers(&self) -> Vec<String> {
         let mut found: Vec<String> = self.shims().iter().map(|pid| format!("shim {pid}")).collect();
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let task = self.directory.join("task").display().to_string();
-        found.extend(mounts.lines().filter(|line| line.contains(&task)).map(|line| format!("mount {line}")));
-        let state = Path::new("/run/containerd/runc").join(&self.namespace);
-        for directory in [self.directory.join("task"), state] {
+        found.extend(self.mounts().iter().map(|line| format!("mount {line}")));
+        for directory in [self.directory.join("task"), self.runtime_state()] {
             let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
             found.extend(entries.map(|entry| format!("left {}", entry.path().display())));
         }
         let sockets = self.sockets.borrow();
         found.extend(sockets.iter().filter(|s| s.exists()).map(|s| format!("socket {}", s.display())));
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let entries = std::fs::read_dir(hierarchy.path().join(&self.namespace)).into_iter().flatten();
-            let groups = entries.flatten().filter(|entry| entry.path().is_dir());
-            found.extend(groups.map(|entry| format!("cgroup {}", entry.path().display())));
-        }
+        found.extend(self.cgroups().iter().map(|path| format!("cgroup {}", path.display())));
         found
+    }
+
+    /// Cgroups of containers.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let entries = self.cgroup_parents().into_iter().filter_map(|parent| std::fs::read_dir(parent).ok());
+        entries.flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    }
+
+    /// Where they are, in each hierarchy of v1, or in that of v2.
+    fn cgroup_parents(&self) -> Vec<PathBuf> {
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(&self.namespace)).collect()
+    }
+
+    /// Mounts of containers.
+    pub fn mounts(&self) -> Vec<String> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let task = self.directory.join("task").display().to_string();
+        mounts.lines().filter(|line| line.contains(&task)).map(str::to_owned).collect()
+    }
+
+    /// The OCI runtime's records of containers.
+    pub fn runtime_state(&self) -> PathBuf {
+        Path::new("/run/containerd/runc").join(&self.namespace)
     }
 
     /// Waits until nothing is left, at most `limit`; returns what is left then.
@@ -377,7 +415,7 @@ impl Driver {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
-        let state = Path::new("/run/containerd/runc").join(&self.namespace);
+        let state = self.runtime_state();
         for entry in std::fs::read_dir(&state).into_iter().flatten().flatten() {
             let mut runc = std::process::Command::new("runc");
             let _ =
@@ -392,8 +430,7 @@ impl Driver {
         for socket in self.sockets.borrow().iter() {
             let _ = std::fs::remove_file(socket);
         }
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let parent = hierarchy.path().join(&self.namespace);
+        for parent in self.cgroup_parents() {
             for child in std::fs::read_dir(&parent).into_iter().flatten().flatten() {
                 let _ = std::fs::remove_dir(child.path());
             }
@@ -458,18 +495,29 @@ impl Client {
         self.call(method, &api::ProcessRequest { id: id.to_owned(), exec_id: exec.to_owned() }).await
     }
 
-    /// Adds an exec without channels.
+    /// Adds an exec without channels, but perhaps an output.
     pub async fn exec(&mut self, id: &str, exec: &str, arguments: &[&str], stdout: &str) -> Result<()> {
-        let request = api::ExecProcessRequest {
+        self.exec_with(id, exec, arguments, |request| request.stdout = stdout.to_owned()).await
+    }
+
+    /// Adds an exec; `change` may give it channels.
+    pub async fn exec_with(
+        &mut self,
+        id: &str,
+        exec: &str,
+        arguments: &[&str],
+        change: impl FnOnce(&mut api::ExecProcessRequest),
+    ) -> Result<()> {
+        let mut request = api::ExecProcessRequest {
             id: id.to_owned(),
             exec_id: exec.to_owned(),
-            stdout: stdout.to_owned(),
             spec: Some(Any {
                 type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
                 value: process_spec(arguments).to_string().into_bytes(),
             }),
             ..api::ExecProcessRequest::default()
         };
+        change(&mut request);
         self.call::<Empty>("Exec", &request).await.map(|_| ())
     }
 

@@ -119,19 +119,47 @@ impl Ledger {
         verdict
     }
 
-    /// Takes the events of a whole container out and judges them: create, start, each exec's three, exit, delete.
+    /// Takes the events of a whole container out and judges them: create, start, exit, delete. Its execs have been settled before.
     pub fn settle(&self, container: &str, status: u32) -> Verdict {
-        let own = self.told.borrow_mut().remove(container).unwrap_or_default();
-        let expected = ["create", "start", "exit", "delete"].map(str::to_owned);
-        let mut verdict = judge(&own, &expected);
+        self.settle_as(container, &["create", "start", "exit", "delete"], status).0
+    }
+
+    /// The same for other events. Returns what was told, too.
+    pub fn settle_as(&self, container: &str, expected: &[&str], status: u32) -> (Verdict, Vec<String>) {
+        let told = self.forget(container);
+        let expected: Vec<String> = expected.iter().map(|line| (*line).to_owned()).collect();
+        let mut verdict = judge(&without_kills(&told), &expected);
         verdict.wrong_status += self.check_status(container, "", status);
-        verdict
+        (verdict, told)
+    }
+
+    /// Takes the events of a container out, whatever they are.
+    pub fn forget(&self, container: &str) -> Vec<String> {
+        self.told.borrow_mut().remove(container).unwrap_or_default()
+    }
+
+    /// Containers whose events have not been taken out.
+    pub fn open(&self) -> Vec<String> {
+        self.told
+            .borrow()
+            .iter()
+            .filter(|(_, told)| !told.is_empty())
+            .map(|(id, told)| format!("{id}: {}", told.join(" ")))
+            .collect()
     }
 
     fn check_status(&self, container: &str, exec: &str, status: u32) -> u64 {
         let told = self.statuses.borrow_mut().remove(&(container.to_owned(), exec.to_owned()));
         u64::from(told.is_some_and(|told| told != status))
     }
+}
+
+/// Without the kills for want of memory that are told where they may be: after the create (also before the start has been told), before the exit.
+fn without_kills(told: &[String]) -> Vec<String> {
+    let exit = told.iter().position(|line| line == "exit").unwrap_or(told.len());
+    let may_be = |at: usize| at > 0 && at < exit;
+    let kept = told.iter().enumerate().filter(|(at, line)| *line != "oom" || !may_be(*at));
+    kept.map(|(_, line)| line.clone()).collect()
 }
 
 fn judge(told: &[String], expected: &[String]) -> Verdict {
@@ -161,5 +189,7 @@ mod tests {
         assert_eq!(verdict("create start exit exit delete").strange, 1);
         assert_eq!(verdict("create exit start delete").disordered, 1);
         assert_eq!(verdict("create start exit delete oom").strange, 1);
+        assert_eq!(without_kills(&lines("create oom start oom exit delete")), expected);
+        assert_eq!(without_kills(&lines("oom create start exit oom")), lines("oom create start exit oom"));
     }
 }

@@ -5,8 +5,10 @@
 
 pub mod bench;
 mod driver;
+mod inventory;
 mod ledger;
 pub use cleat_cli::process as measure;
 
 pub use driver::{Annotations, Client, Driver, DriverError, Pod};
+pub use inventory::Inventory;
 pub use ledger::{Ledger, Verdict};

@@ -54,6 +54,7 @@ fn scar_07_reused_pids_mix_up_no_exits() {
         .arg(env!("CARGO_BIN_EXE_soak"))
         .arg("0.25")
         .arg(format!("shim={}", shim().display()))
+        .args(["--lives", "0"])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,14 +1,17 @@
-//! soak MINUTES LABEL=SHIM...: execs and whole container lives under load, on every shim at once; each exit and each event is accounted
-//! for. Prints a table, one column a shim. Ends with status 1 if the first shim lost or mixed up anything.
+//! soak MINUTES LABEL=SHIM... [--lives N]: execs and whole container lives under load, on every shim at once; each exit and each event is accounted
+//! for. Then N lives (120 a minute, unless said) in one pod that goes on ([`pod`]), at whose end all must be as at its start. Prints a table for each, one
+//! column a shim. Ends with status 1 if the first shim lost, mixed up or kept anything. MINUTES may be 0.
 //!
 //! Each shim has eight workers: six run execs in two pods that live as long as the soak (exit statuses 0-199,
 //! some killed), two run lives: start, Create, Start, exit or kill, Delete, Shutdown, `delete`.
+
+mod pod;
 
 use cleat::protocol::task as api;
 use cleat_bench::{Annotations, Client, Driver, DriverError, Pod, Verdict, measure};
 use std::{
     cell::{Cell, RefCell},
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -43,61 +46,119 @@ fn bump(counter: &Cell<u64>) {
 impl Tally {
     fn fail(&self, error: &DriverError) {
         bump(&self.failures);
+        self.fail_with(error.to_string());
+    }
+
+    fn fail_with(&self, text: String) {
         let mut failed = self.failed.borrow_mut();
         if failed.len() < 5 {
-            failed.push(error.to_string());
+            failed.push(text);
         }
+    }
+
+    /// What both loads tell.
+    fn rows(&self, driver: &Driver, verdict: Verdict) -> Vec<(String, String)> {
+        let rows = [
+            ("wrong exit status", self.wrong.get()),
+            ("calls failed or unanswered", self.failures.get()),
+            ("events", driver.ledger.count()),
+            ("events missing", verdict.missing),
+            ("events twice or unknown", verdict.strange),
+            ("events out of order", verdict.disordered),
+            ("events with a wrong status", verdict.wrong_status),
+        ];
+        rows.map(|(name, number)| (name.to_owned(), number.to_string())).into()
+    }
+
+    fn is_clean(&self) -> bool {
+        *self.verdict.borrow() == Verdict::default() && self.wrong.get() == 0 && self.failures.get() == 0
     }
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let minutes: Option<f64> = arguments.next().and_then(|text| text.parse().ok());
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let lives = arguments.iter().position(|word| word == "--lives").map(|at| {
+        let number = arguments.get(at + 1).and_then(|text| text.parse::<u64>().ok());
+        arguments.drain(at..(at + 2).min(arguments.len()));
+        number
+    });
+    let minutes: Option<f64> = arguments.first().and_then(|text| text.parse().ok());
     let shims: Vec<(String, PathBuf)> = arguments
+        .iter()
         .filter_map(|a| a.split_once('=').map(|(label, path)| (label.to_owned(), PathBuf::from(path))))
         .collect();
-    let (Some(minutes), false) = (minutes, shims.is_empty()) else {
-        eprintln!("usage: soak MINUTES LABEL=SHIM...");
+    let (Some(minutes), false, false) = (minutes, shims.is_empty(), lives == Some(None)) else {
+        eprintln!("usage: soak MINUTES LABEL=SHIM... [--lives N]");
         std::process::exit(2);
     };
     let time = Duration::from_secs_f64(minutes * 60.0);
-    // A thread a shim, each with a loop of its own.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of minutes")]
+    let lives = lives.flatten().unwrap_or((minutes * 120.0) as u64);
+    let mut is_clean = true;
+    if !time.is_zero() {
+        is_clean &= side_by_side(&shims, |label, path| run(label, path, time));
+    }
+    if lives > 0 {
+        println!("\n{lives} lives in one pod");
+        is_clean &= side_by_side(&shims, |label, path| run_pod(label, path, lives));
+    }
+    if !is_clean {
+        std::process::exit(1);
+    }
+}
+
+/// A load on each shim, at once: a thread a shim, each with a loop of its own. Whether the first shim lost nothing.
+fn side_by_side(shims: &[(String, PathBuf)], load: impl Fn(&str, &Path) -> Column + Sync) -> bool {
+    let load = &load;
     let columns: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> =
-            shims.iter().map(|(label, path)| scope.spawn(move || run(label, path, time))).collect();
+            shims.iter().map(|(label, path)| scope.spawn(move || load(label, path))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a soak panicked")).collect()
     });
     print_table(&columns);
-    if columns.first().is_none_or(|column| !column.is_clean()) {
-        std::process::exit(1);
-    }
+    columns.first().is_some_and(|column| column.clean)
 }
 
 /// A shim's figures, to be printed.
 struct Column {
     label: String,
-    rows: Vec<(&'static str, String)>,
+    rows: Vec<(String, String)>,
     notes: Vec<String>,
     clean: bool,
 }
 
-impl Column {
-    fn is_clean(&self) -> bool {
-        self.clean
-    }
-}
-
-fn run(label: &str, shim: &std::path::Path, time: Duration) -> Column {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a loop");
-    tokio::task::LocalSet::new().block_on(&runtime, async {
-        let driver = Driver::new(label, shim, &Annotations::new()).await.expect("a driver");
-        let tally = Rc::new(Tally::default());
+fn run(label: &str, shim: &Path, time: Duration) -> Column {
+    with_driver(label, shim, async |driver, tally| {
         if let Err(e) = soak(&driver, &tally, time).await {
             tally.fail(&e);
         }
         tally.left.replace(driver.leftovers_after(Duration::from_secs(15)).await);
-        driver.tidy();
         column(label, &driver, &tally)
+    })
+}
+
+fn run_pod(label: &str, shim: &Path, lives: u64) -> Column {
+    with_driver(label, shim, async |driver, tally| {
+        let mut column = pod::run(&driver, &tally, lives).await.unwrap_or_else(|e| Column {
+            label: label.to_owned(),
+            rows: Vec::new(),
+            notes: vec![format!("{label}: {e}")],
+            clean: false,
+        });
+        let left = driver.leftovers_after(Duration::from_secs(15)).await;
+        column.clean &= left.is_empty();
+        column.notes.extend(left.iter().take(5).map(|l| format!("{label}: left {l}")));
+        column
+    })
+}
+
+fn with_driver(label: &str, shim: &Path, load: impl AsyncFnOnce(Rc<Driver>, Rc<Tally>) -> Column) -> Column {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a loop");
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let driver = Driver::new(label, shim, &Annotations::new()).await.expect("a driver");
+        let column = load(Rc::clone(&driver), Rc::default()).await;
+        driver.tidy();
+        column
     })
 }
 
@@ -265,46 +326,39 @@ fn column(label: &str, driver: &Driver, tally: &Tally) -> Column {
     let rate = |n: u64| format!("{:.1}", n as f64 / seconds);
     #[allow(clippy::cast_precision_loss, reason = "counts for people")]
     let cpu = format!("{:.3}", tally.cpu.get() * 1000.0 / tally.execs.get().max(1) as f64);
-    let clean = verdict == Verdict::default()
-        && tally.wrong.get() == 0
-        && tally.failures.get() == 0
-        && left.is_empty();
+    let clean = tally.is_clean() && left.is_empty();
     let mut notes: Vec<String> = tally.failed.borrow().iter().map(|e| format!("{label}: {e}")).collect();
     notes.extend(left.iter().take(5).map(|l| format!("{label}: left {l}")));
-    Column {
-        label: label.to_owned(),
-        rows: vec![
-            ("execs", tally.execs.get().to_string()),
-            ("container lives", tally.lives.get().to_string()),
-            ("execs a second", rate(tally.execs.get())),
-            ("lives a second", rate(tally.lives.get())),
-            ("wrong exit status", tally.wrong.get().to_string()),
-            ("calls failed or unanswered", tally.failures.get().to_string()),
-            ("events", driver.ledger.count().to_string()),
-            ("events missing", verdict.missing.to_string()),
-            ("events twice or unknown", verdict.strange.to_string()),
-            ("events out of order", verdict.disordered.to_string()),
-            ("events with a wrong status", verdict.wrong_status.to_string()),
-            ("left behind", left.len().to_string()),
-            ("private KiB after a tenth", early.0),
-            ("private KiB at the end, idle", late.0),
-            ("descriptors after a tenth", early.1),
-            ("descriptors at the end, idle", late.1),
-            ("shim CPU ms an exec", cpu),
-        ],
-        notes,
-        clean,
-    }
+    let named = |(name, text): (&str, String)| (name.to_owned(), text);
+    let before = [
+        ("execs", tally.execs.get().to_string()),
+        ("container lives", tally.lives.get().to_string()),
+        ("execs a second", rate(tally.execs.get())),
+        ("lives a second", rate(tally.lives.get())),
+    ];
+    let after = [
+        ("left behind", left.len().to_string()),
+        ("private KiB after a tenth", early.0),
+        ("private KiB at the end, idle", late.0),
+        ("descriptors after a tenth", early.1),
+        ("descriptors at the end, idle", late.1),
+        ("shim CPU ms an exec", cpu),
+    ];
+    let rows = before.map(named).into_iter().chain(tally.rows(driver, verdict)).chain(after.map(named));
+    Column { label: label.to_owned(), rows: rows.collect(), notes, clean }
 }
 
 fn print_table(columns: &[Column]) {
     print!("{:32}", "");
     columns.iter().for_each(|column| print!("{:>16}", column.label));
     println!();
-    let Some(first) = columns.first() else { return };
-    for (index, (name, _)) in first.rows.iter().enumerate() {
+    let longest = columns.iter().max_by_key(|column| column.rows.len());
+    for (name, _) in longest.map(|column| &column.rows).into_iter().flatten() {
         print!("{name:32}");
-        columns.iter().for_each(|column| print!("{:>16}", column.rows[index].1));
+        for column in columns {
+            let text = column.rows.iter().find(|(known, _)| known == name).map_or("-", |(_, text)| text);
+            print!("{text:>16}");
+        }
         println!();
     }
     columns.iter().flat_map(|column| &column.notes).for_each(|note| println!("{note}"));
