@@ -1,6 +1,6 @@
 //! argv → one of start, delete, serve, info, version → exit code. Under the name of a helper: that helper.
 
-use cleat::{args, args::Invocation, cleanup, info, native, remedy::told, serve, start};
+use cleat::{args, args::Invocation, cleanup, info, native, remedy::told, serve, start, sys};
 use std::{
     io::{self, Write},
     process::ExitCode,
@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     if program_name() == native::NAME {
         native::run();
     }
+    sys::signals::expect_children();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -719,13 +719,30 @@ impl Shim {
 
     /// Pids of all processes of the container; execs with their id. If none is left, the dead init's: a containerd that comes back
     /// takes a shim without pids for a leak and throws the exit status away (v2.3.4 `core/runtime/v2/shim_load.go`).
-    pub fn pids(&self, id: &Id) -> Result<Vec<(u32, Option<Id>)>, ShimError> {
+    pub async fn pids(&self, id: &Id) -> Result<Vec<(u32, Option<Id>)>, ShimError> {
+        let (runtime, is_known) = self
+            .with(id, |owned| (owned.runtime.clone(), owned.keeps_record || owned.state.init_has_exited()))?;
+        let named = match is_known {
+            true => None,
+            false => Some(
+                self.runtimes
+                    .ps(&runtime, id)
+                    .await
+                    .map_err(|failure| ShimError::Runtime { context: "OCI runtime ps failed", failure })?,
+            ),
+        };
         self.with(id, |owned| {
-            let cgroup = owned.cgroup.as_deref().ok_or(ShimError::NoCgroup)?;
-            let pids = match cgroup.pids() {
-                Ok(pids) => pids,
-                Err(_) if owned.state.init_has_exited() => Vec::new(),
-                Err(source) => return Err(ShimError::Io { verb: "read the container's processes", source }),
+            let cgroup = owned.cgroup.as_deref();
+            let pids = match (named, cgroup) {
+                (Some(pids), _) => pids,
+                (None, None) => return Err(ShimError::NoCgroup),
+                (None, Some(cgroup)) => match cgroup.pids() {
+                    Ok(pids) => pids,
+                    Err(_) if owned.state.init_has_exited() => Vec::new(),
+                    Err(source) => {
+                        return Err(ShimError::Io { verb: "read the container's processes", source });
+                    }
+                },
             };
             if pids.is_empty() {
                 return Ok(vec![(owned.state.init.pid, None)]);

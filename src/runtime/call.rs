@@ -31,6 +31,10 @@ const LONG: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_secs(60);
 /// After the end of a call, its answer has gone out.
 const ANSWERED: Duration = Duration::from_millis(2);
+/// As much of its output goes into an error.
+const TAIL: u64 = 8 << 10;
+/// Longest list of pids.
+const MAX_PIDS: u64 = 1 << 20;
 /// Most bytes of output that a call may produce; what it writes beyond fails with EPERM. Sparse: only what is written costs.
 const MAX_CAPTURED: u64 = 16 << 20;
 
@@ -216,6 +220,23 @@ impl Caller {
         self.run(command, log, CallStdio::Captured { stdin: Some(stdin) }, SHORT, None, None).await
     }
 
+    /// Pids of all processes of the container, as the runtime knows them (`ps --format json`).
+    pub async fn ps(&self, runtime: &Runtime, id: &Id) -> Result<Vec<u32>, Failure> {
+        let mut command = runtime.command();
+        command.args(["ps", "--format", "json", id.as_str()]);
+        let log = runtime.bundle.join("log.json");
+        let stdio = CallStdio::Captured { stdin: None };
+        let output = self.run_captured(command, log, stdio, SHORT, None, None).await?;
+        let text = output.map(|file| written(&file, MAX_PIDS)).unwrap_or_default();
+        // Warnings may come first.
+        let list = text.iter().position(|byte| *byte == b'[').map_or(&[][..], |at| &text[at..]);
+        let first = serde_json::Deserializer::from_slice(list).into_iter::<Vec<u32>>().next();
+        first.and_then(Result::ok).ok_or_else(|| Failure::Silent {
+            how: "it names no processes".to_owned(),
+            output: String::from_utf8_lossy(&text[..text.len().min(200)]).into_owned(),
+        })
+    }
+
     async fn run(
         &self,
         command: Program,
@@ -225,6 +246,19 @@ impl Caller {
         cut_short: Option<CancelToken>,
         naming: Option<Naming>,
     ) -> Result<(), Failure> {
+        self.run_captured(command, log, stdio, deadline, cut_short, naming).await.map(drop)
+    }
+
+    /// Returns the file that has captured the output, if one has.
+    async fn run_captured(
+        &self,
+        command: Program,
+        log: PathBuf,
+        stdio: CallStdio,
+        deadline: Duration,
+        cut_short: Option<CancelToken>,
+        naming: Option<Naming>,
+    ) -> Result<Option<OwnedFd>, Failure> {
         if cut_short.as_ref().is_some_and(CancelToken::is_set) {
             return Err(Failure::CutShort);
         }
@@ -258,9 +292,9 @@ impl Caller {
         let failure = tokio::select! {
             biased;
             status = &mut ended => match status {
-                0 => return Ok(()),
+                0 => return Ok(captured),
                 status => {
-                    let output = captured.map(written).unwrap_or_default();
+                    let output = captured.map(|file| written(&file, TAIL)).unwrap_or_default();
                     let how = match status {
                         // Above 128 it may be either; no runtime exits with a status in the range of signals.
                         129..=192 => format!("{name} did not terminate successfully: signal {}", status - 128),
@@ -271,7 +305,7 @@ impl Caller {
             },
             () = named => {
                 self.see_off(pid, ended);
-                return Ok(());
+                return Ok(captured);
             }
             () = cut_short => Failure::CutShort,
             () = tokio::time::sleep(deadline) => Failure::DeadlineExceeded { seconds: deadline.as_secs() },
@@ -317,12 +351,10 @@ fn attach(stdio: CallStdio) -> io::Result<(Streams, Option<OwnedFd>)> {
     }
 }
 
-/// What was written: the descriptors share one offset, which says how much.
-fn written(file: OwnedFd) -> Vec<u8> {
-    /// Only the end goes into an error.
-    const TAIL: u64 = 8 << 10;
+/// The end of what was written: the descriptors share one offset, which says how much.
+fn written(file: &OwnedFd, most: u64) -> Vec<u8> {
     let end = rustix::fs::tell(file.as_fd()).unwrap_or(0);
-    let from = end.saturating_sub(TAIL);
+    let from = end.saturating_sub(most);
     let mut bytes = vec![0; usize::try_from(end - from).unwrap_or(0)];
     let read = rustix::io::pread(file.as_fd(), &mut bytes, from).unwrap_or(0);
     bytes.truncate(read);

@@ -30,6 +30,12 @@ pub fn survive_harmless() {
     }
 }
 
+/// Makes sure that our children can be waited for: whoever ignores SIGCHLD, which a program inherits, has none (sigaction(2), `SA_NOCLDWAIT`).
+pub fn expect_children() {
+    // SAFETY: integers; the default needs no code of ours.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Keeps every signal waiting until [`unblock`], or until the mask that it returns is [restored](restore): a daemon that is told to end before it
 /// listens would die and leave its socket. A fault of ours still ends us: the kernel does not let those wait. Async-signal-safe.
 pub(super) fn block() -> io::Result<libc::sigset_t> {

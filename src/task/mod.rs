@@ -98,7 +98,8 @@ impl TaskService {
                 encode(&Empty {})
             }
             "Pids" => {
-                let processes = shim.pids(&only_container(payload)?)?.into_iter().map(process_info).collect();
+                let pids = shim.pids(&only_container(payload)?).await?;
+                let processes = pids.into_iter().map(process_info).collect();
                 encode(&api::PidsResponse { processes })
             }
             "CloseIO" => {

@@ -288,6 +288,47 @@ fn scar_33_delete_is_idempotent_quiet_and_calls_no_runtime_without_state() {
     assert!(feed(command, b"").status.success());
 }
 
+// nohup, cron and others start programs so; what they start inherits it.
+#[test]
+fn ignored_and_blocked_signals_of_the_caller_cost_nothing() {
+    let place = Place::new("ignored");
+    let bundle = place.bundle("a", "{}");
+    fs::create_dir(bundle.join("rootfs")).unwrap();
+    let begun = std::time::Instant::now();
+    for action in ["delete", "start", "delete"] {
+        let line = format!("trap '' CHLD PIPE TERM HUP; exec {} \"$@\"", shim_binary().display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &line, "sh", "-namespace", "cleat-test", "-id", "a", "-address"]);
+        command.arg(place.dir.join("c.sock")).arg(action).current_dir(&bundle).stdin(Stdio::null());
+        command.env("TTRPC_ADDRESS", place.dir.join("c.sock.ttrpc"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{action}: {output:?}");
+    }
+    let line = format!("trap '' CHLD; exec {} -info", shim_binary().display());
+    let info = Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).output().unwrap();
+    // Waits that had to run out took four seconds each.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(info.status.success());
+    for pid in place.daemons() {
+        // Ignored or not, the daemon ends at it.
+        kill(pid, libc::SIGTERM);
+        until("the daemon ends", || !alive(pid));
+    }
+}
+
+// Defence: `LOCK_PATIENCE`.
+#[test]
+fn a_lock_that_somebody_else_holds_is_not_waited_for_without_end() {
+    let place = Place::new("lock");
+    place.bundle("a", "{}");
+    fs::create_dir_all("/run/containerd/s").unwrap();
+    let holder = fs::File::open("/run/containerd/s").unwrap();
+    rustix::fs::flock(&holder, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let output = place.start("a", b"");
+    drop(holder);
+    assert!(output.status.success(), "{output:?}");
+}
+
 #[test]
 fn version_and_info() {
     let version = Command::new(shim_binary()).arg("-v").output().unwrap();

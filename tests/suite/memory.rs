@@ -55,8 +55,7 @@ fn a_kill_in_a_cgroup_below_the_containers_is_told() {
 fn kills_without_end_are_few_events_while_containerd_is_deaf() {
     let rig = Rig::new();
     let events = rig.events();
-    let script =
-        "while :; do dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null; sleep 0.02; done";
+    let script = "while :; do dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null; sleep 0.02; done";
     rig.run_with(&["--runtime", CLEAT, "--memory-limit", LIMIT], "a", &["sh", "-c", script]);
     events.wait_for("oom", 1);
     let (_, counter) = memory(&rig, "a");
