@@ -243,6 +243,7 @@ pub struct Shim {
     waiters: RefCell<HashMap<ProcessKey, Vec<oneshot::Sender<Exit>>>>,
     reaper: Rc<Reaper>,
     runtimes: runtime::Caller,
+    native: native::Native,
     events: Rc<EventQueue>,
     unheard: RefCell<BTreeMap<Id, Deleted>>,
     ring: RefCell<Ring>,
@@ -261,6 +262,7 @@ impl Shim {
             slots: RefCell::default(),
             waiters: RefCell::default(),
             runtimes: runtime::Caller::new(Rc::clone(&reaper)),
+            native: native::Native::default(),
             reaper,
             events,
             unheard: RefCell::default(),
@@ -395,8 +397,8 @@ impl Shim {
         }
         let stdio = CallStdio::of(io.pipes_unless_terminal(options)?);
         let (result, birth) = self.runtimes.create(&runtime, id, &arguments, stdio).await;
-        if result.is_ok() && manner.native_exec && manner.has_seccomp {
-            self.keep_filters(id, bundle).await;
+        if result.is_ok() && manner.native_exec {
+            self.prepare_native(id, bundle, manner.has_seccomp, runtime.binary()).await;
         }
         let has_run = !matches!(result, Err(Failure::NotStarted { .. }));
         let born = result

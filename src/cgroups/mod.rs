@@ -11,7 +11,7 @@ mod v2;
 #[cfg(fuzzing)]
 pub use files::FUZZED;
 pub use oom::{Look, OomWatch};
-pub use path::{Cgroup, enter, join};
+pub use path::{Cgroup, Joins, enter, join};
 
 use crate::protocol::{Any, stats_v1, stats_v2};
 

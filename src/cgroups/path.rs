@@ -26,6 +26,15 @@ pub enum Cgroup {
     V2(PathBuf),
 }
 
+/// Directories to be joined.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Joins {
+    /// Of v1 hierarchies.
+    pub v1: Vec<PathBuf>,
+    /// Of v2.
+    pub unified: Option<PathBuf>,
+}
+
 /// Whether the node has cgroup v2 only.
 fn is_unified() -> bool {
     rustix::fs::statfs(ROOT).is_ok_and(|fs| fs.f_type == CGROUP2_SUPER_MAGIC)
@@ -145,6 +154,28 @@ impl Cgroup {
             |path: &PathBuf| rustix::fs::stat(path).is_ok_and(|stat| seen.insert((stat.st_dev, stat.st_ino)));
         directories.retain(is_new);
         directories
+    }
+
+    /// Which of its directories a process in the cgroups `own` has to join; where it is already, nothing. An error if one is not there.
+    pub fn not_joined_by(&self, own: &Self) -> io::Result<Joins> {
+        let all: Vec<(&str, &PathBuf)> = match (self, own) {
+            (Self::V2(path), Self::V2(same)) if path == same => Vec::new(),
+            (Self::V2(path), Self::V2(_)) => vec![("", path)],
+            (Self::V1(paths), Self::V1(own)) => {
+                let others = paths.iter().filter(|entry| !own.contains(entry));
+                others.map(|(name, path)| (&**name, path)).collect()
+            }
+            _ => return Err(io::Error::other("cgroups of another version")),
+        };
+        let mut joins = Joins::default();
+        for (name, path) in all {
+            rustix::fs::stat(path)?;
+            match name {
+                "" => joins.unified = Some(path.clone()),
+                _ => joins.v1.push(path.clone()),
+            }
+        }
+        Ok(joins)
     }
 
     /// One of its directories that is there.
@@ -336,6 +367,29 @@ mod tests {
         let cgroup = Cgroup::at("/cleat-none/a", "a").unwrap();
         // Nothing is there, and so nothing is left.
         assert!(cgroup.remove("a") && cgroup.directories().is_empty());
+    }
+
+    #[test]
+    fn a_directory_that_is_missing_cannot_be_joined() {
+        let v1 = |cpu: &str, memory: &str| {
+            Cgroup::V1(vec![
+                ("cpu".into(), cpu.into()),
+                ("memory".into(), memory.into()),
+                ("".into(), "/tmp".into()),
+            ])
+        };
+        let joins = |to: Cgroup, from: Cgroup| to.not_joined_by(&from);
+        let Joins { v1: joined, unified } = joins(v1("/sys", "/proc"), v1("/sys", "/dev")).unwrap();
+        assert_eq!((joined, unified), (vec!["/proc".into()], None));
+        assert!(joins(v1("/sys", "/cleat-none"), v1("/sys", "/dev")).is_err());
+        // One hierarchy that is mounted nowhere does no harm while nobody has to move in it.
+        assert_eq!(joins(v1("/cleat-none", "/dev"), v1("/cleat-none", "/dev")).unwrap(), Joins::default());
+        assert_eq!(
+            joins(Cgroup::V2("/sys".into()), Cgroup::V2("/dev".into())).unwrap().unified,
+            Some("/sys".into())
+        );
+        assert!(joins(Cgroup::V2("/cleat-none".into()), Cgroup::V2("/dev".into())).is_err());
+        assert!(joins(Cgroup::V2("/sys".into()), v1("/sys", "/dev")).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{MemfdFlags, OFlags, SealFlags},
+    fs::OFlags,
     pipe::{PipeFlags, pipe_with},
     process::{Pid, Signal},
 };
@@ -18,30 +18,6 @@ use std::{
 
 /// What is kept of a program's output, bytes.
 const MAX_OUTPUT: usize = 2048;
-
-/// A sealed copy of our own binary: whoever gets hold of it can change nothing, least of all the file that the node runs
-/// (CVE-2019-5736).
-pub fn sealed_self() -> io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let copy = match rustix::fs::memfd_create(c"cleat-exec", flags | MemfdFlags::EXEC) {
-        // Before Linux 6.3.
-        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(c"cleat-exec", flags)?,
-        result => result?,
-    };
-    let binary = std::fs::OpenOptions::new().read(true).open("/proc/self/exe")?;
-    let mut left = usize::try_from(binary.metadata()?.len()).unwrap_or(usize::MAX);
-    while left > 0 {
-        match rustix::fs::sendfile(&copy, &binary, None, left)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            sent => left -= sent,
-        }
-    }
-    rustix::fs::fcntl_add_seals(
-        &copy,
-        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
-    )?;
-    Ok(copy)
-}
 
 /// Starts the daemon: own process group, `descriptors` as 3, 4 …, signals blocked until it calls `signals::unblock`. Does not wait until the program
 /// runs, which is a quarter of `start`: if it cannot be run, the child calls `failed` and ends, and its descriptors close with it.
@@ -63,8 +39,8 @@ pub fn daemon(mut command: Command, descriptors: Vec<OwnedFd>, failed: impl FnOn
     child
 }
 
-/// Most descriptors that [`place`] takes.
-const MAX_PLACED: usize = 16;
+/// Most descriptors that [`place`] takes: the helper of native execs gets one a cgroup hierarchy.
+const MAX_PLACED: usize = 48;
 
 /// Puts `numbers[i]` at descriptor `first` + i, without close-on-exec. First out of the way, then into place, so that none
 /// overwrites another. Async-signal-safe.
