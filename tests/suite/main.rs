@@ -17,6 +17,7 @@ mod errors;
 mod events;
 mod exits;
 mod faults;
+mod hostile;
 mod io;
 mod lifecycle;
 mod memory;

@@ -5,7 +5,11 @@ use crate::support::{
 };
 use cleat::protocol::{Empty, task as api};
 use serde_json::{Value, json};
-use std::io::Read;
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 const NATIVE: &str = "io.containerd.cleat.native-exec=true";
 
@@ -35,7 +39,32 @@ fn pair_with(rig: &Rig, flags: &[&str]) -> Direct {
     rig.run_with(&[&native, flags].concat(), "pod", &["sleep", "1000"]);
     let other = ["--runtime", CLEAT, "--annotation", &group];
     rig.run_with(&[&other, flags].concat(), "other", &["sleep", "1000"]);
+    let mut direct = rig.direct("pod");
+    // The first ones are runc's, until its version is known.
+    until("execs are native", || observe(rig, &mut direct, "pod", &process_spec(&["true"])).is_ok());
+    direct
+}
+
+/// A container whose execs are native, but where they cannot be, and one beside it whose execs are runc's; both made with these flags too.
+fn native_and_other(rig: &Rig, flags: &[&str]) -> Direct {
+    let group = format!("{GROUP}=pod");
+    for (id, native) in [("pod", true), ("other", false)] {
+        let mut all = vec!["--runtime", CLEAT, "--annotation", &group];
+        if native {
+            all.extend(["--annotation", NATIVE]);
+        }
+        rig.run_with(&[&all, flags].concat(), id, &["sleep", "1000"]);
+    }
     rig.direct("pod")
+}
+
+/// The first execs are runc's, until its version is known: waits for one that is native.
+fn until_native(rig: &Rig, direct: &mut Direct, id: &str) {
+    until("an exec is native", || {
+        let before = rig.log().matches("exec by the runtime").count();
+        observe(rig, direct, id, &process_spec(&["true"])).unwrap();
+        rig.log().matches("exec by the runtime").count() == before
+    });
 }
 
 fn unpair(rig: &Rig) {
@@ -152,10 +181,7 @@ fn a_native_exec_is_what_runcs_is() {
                 spec["user"] = user.clone();
             }),
         ),
-        (
-            "an environment",
-            looking(|spec| spec["env"] = json!(["PATH=/sbin:/bin", "A=1", "B=", "A=2", "HOME="])),
-        ),
+        ("an environment", looking(|spec| spec["env"] = json!(["PATH=/sbin:/bin", "A=1", "B=", "HOME=/x"]))),
         ("a path", looking(|spec| spec["args"][0] = "/bin/sh".into())),
         ("a relative path", looking(|spec| spec["args"][0] = "bin/sh".into())),
         ("a status", {
@@ -169,6 +195,21 @@ fn a_native_exec_is_what_runcs_is() {
         // Only root may look at the init's.
         let is_root = spec["user"]["uid"] == 0 && spec["capabilities"].is_null();
         assert!(!is_root || !native.1.contains("ELSEWHERE"), "{name}: {}", native.1);
+    }
+    unpair(&rig);
+}
+
+// Versions of runc order it in different ways.
+#[test]
+fn an_odd_environment_is_as_runcs() {
+    let rig = rig();
+    let mut direct = native_and_other(&rig, &[]);
+    until_native(&rig, &mut direct, "pod");
+    for env in [
+        json!(["PATH=/sbin:/bin", "A=1", "B=", "A=2", "HOME="]),
+        json!(["HOME=", "PATH=/bin", "PATH=/sbin:/bin"]),
+    ] {
+        both(&rig, &mut direct, "an odd environment", &looking(|spec| spec["env"] = env.clone()));
     }
     unpair(&rig);
 }
@@ -339,35 +380,36 @@ fn in_any_order(filters: &[u8]) -> Vec<Vec<u8>> {
     instructions
 }
 
-// With no_new_privs a filter is loaded last: what the helper does on its way is not its business.
+// What comes after the filters, the helper's way into the container among it, such a profile forbids: then nothing has run, and runc does it.
 #[test]
-fn a_strict_profile_is_no_obstacle() {
+fn execs_under_a_strict_profile_are_runcs_and_run_once() {
     let rig = rig();
     let profile = rig.dir.join("profile.json");
     let denied = ["setgroups", "setresuid", "capset", "keyctl", "setsid", "fchown", "setns", "unshare"];
     let text = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
         "syscalls": [{"names": denied, "action": "SCMP_ACT_KILL_PROCESS"}]});
     std::fs::write(&profile, text.to_string()).unwrap();
-    let mut direct = pair_with(&rig, &["--seccomp", "--seccomp-profile", profile.to_str().unwrap()]);
-    let mut spec = process_spec(&["sh", "-c", "echo in; unshare true; echo $?"]);
+    let profile = ["--seccomp", "--seccomp-profile", profile.to_str().unwrap()];
+    let mut direct = native_and_other(&rig, &profile);
+    let mut spec = process_spec(&["sh", "-c", "echo in | tee -a /runs; unshare true; echo $?"]);
     spec["noNewPrivileges"] = true.into();
-    spec["user"] = json!({"uid": 1000, "gid": 1000});
-    assert!(both(&rig, &mut direct, "strict", &spec).1.starts_with("in\n"));
+    spec["user"] = json!({"uid": 0, "gid": 0});
+    let mut runs = 0;
+    until("the helper has tried", || {
+        assert!(both(&rig, &mut direct, "strict", &spec).1.starts_with("in\n"));
+        runs += 1;
+        rig.log().contains("the process has ended") || rig.log().contains("the helper ended with status")
+    });
+    let seen = crate::support::read_all(format!("/proc/{}/root/runs", rig.init("pod")));
+    assert_eq!(seen.lines().count(), runs, "each exec has run once");
     unpair(&rig);
 }
 
 #[test]
 fn what_cannot_be_started_is_refused_in_runcs_words() {
     let rig = rig();
-    let group = format!("{GROUP}=pod");
-    for (id, native) in [("pod", true), ("other", false)] {
-        let mut flags = vec!["--runtime", CLEAT, "--annotation", &group];
-        if native {
-            flags.extend(["--annotation", NATIVE]);
-        }
-        rig.run_with(&flags, id, &["sleep", "1000"]);
-    }
-    let mut direct = rig.direct("pod");
+    let mut direct = native_and_other(&rig, &[]);
+    until_native(&rig, &mut direct, "pod");
     let with = |key: &str, value: Value| {
         let mut spec = process_spec(&["true"]);
         spec[key] = value;
@@ -417,13 +459,219 @@ fn a_container_gets_hold_of_nothing_of_ours() {
     unpair(&rig);
 }
 
+/// Each directory of a container's cgroups that is not a root, with its hierarchy's.
+fn cgroups_of(pid: u32) -> Vec<(PathBuf, PathBuf)> {
+    let text = crate::support::read_all(format!("/proc/{pid}/cgroup"));
+    let directories = text.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?.trim_start_matches('/'));
+        let name = controllers.strip_prefix("name=").unwrap_or(controllers);
+        let root = PathBuf::from("/sys/fs/cgroup").join(name);
+        (!path.is_empty() && root.join("cgroup.procs").exists()).then(|| (root.join(path), root))
+    });
+    let found: Vec<_> = directories.collect();
+    assert!(!found.is_empty(), "{text}");
+    found
+}
+
+// It would run in the shim's own cgroup there: without the limits, or the device filter, of that hierarchy.
+#[test]
+fn without_one_of_its_cgroups_an_exec_is_runcs() {
+    let rig = rig();
+    let mut direct = pair(&rig);
+    let init = rig.init("pod");
+    let (directory, root) = cgroups_of(init).swap_remove(0);
+    let elsewhere = root.join(format!("cleat-test-{}-moved", std::process::id()));
+    let elsewhere = Removed::made(elsewhere);
+    let move_to =
+        |directory: &Path| std::fs::write(directory.join("cgroup.procs"), init.to_string()).unwrap();
+    move_to(&elsewhere.0);
+    let run =
+        |direct: &mut Direct| observe(&rig, direct, "pod", &process_spec(&["cat", "/proc/self/cgroup"]));
+    assert!(run(&mut direct).is_err(), "the init was moved");
+    std::fs::remove_dir(&directory).unwrap();
+    assert!(run(&mut direct).is_err(), "{} is not there", directory.display());
+    std::fs::create_dir(&directory).unwrap();
+    move_to(&directory);
+    assert!(run(&mut direct).is_ok(), "all is as it was");
+    unpair(&rig);
+}
+
+/// A cgroup that goes with the test, and those in it, who die.
+struct Removed(PathBuf);
+
+impl Removed {
+    fn made(path: PathBuf) -> Self {
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let inside = crate::support::read_all(self.0.join("cgroup.procs"));
+        inside
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .for_each(|pid| crate::support::kill(pid, libc::SIGKILL));
+        for _ in 0..200 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Freezes or thaws a container behind everybody's back.
+fn freeze(pid: u32, frozen: bool) {
+    let cgroups = cgroups_of(pid);
+    let of_v1 =
+        cgroups.iter().map(|(directory, _)| directory.join("freezer.state")).find(|file| file.exists());
+    match of_v1 {
+        Some(file) => std::fs::write(file, if frozen { "FROZEN" } else { "THAWED" }).unwrap(),
+        None => {
+            std::fs::write(cgroups[0].0.join("cgroup.freeze"), if frozen { "1" } else { "0" }).unwrap();
+        }
+    }
+}
+
+/// Helpers of the shim, and what they have begun.
+fn helpers(shim: u32) -> Vec<u32> {
+    let is_helper = |pid: &u32| crate::support::cmdline(*pid) == ["cleat-exec"];
+    crate::support::children(shim).into_iter().map(|(pid, _)| pid).filter(is_helper).collect()
+}
+
+#[test]
+fn a_paused_container_is_not_entered() {
+    let rig = rig();
+    let mut direct = native_and_other(&rig, &[]);
+    until_native(&rig, &mut direct, "pod");
+    let (shim, init) = (rig.shim(), rig.init("pod"));
+    type Change<'a> = &'a dyn Fn(bool);
+    let pause = |on: bool| drop(rig.ctr(["task", if on { "pause" } else { "resume" }, "pod"]));
+    let hows: [(&str, Change<'_>); 2] = [("pause", &pause), ("freeze", &|on| freeze(init, on))];
+    for (how, change) in hows {
+        // Added before: a paused container gets no new ones.
+        direct.call::<Empty>("Exec", &exec_request("pod", how, &process_spec(&["true"]))).unwrap();
+        let process = api::ProcessRequest { id: "pod".into(), exec_id: how.into() };
+        change(true);
+        let refusal = direct.call::<api::PidResponse>("Start", &process).unwrap_err().message;
+        assert!(refusal.contains("paused"), "{how}: {refusal}");
+        assert!(helpers(shim).is_empty(), "{how}");
+        change(false);
+        direct.call::<api::DeleteResponse>("Delete", &process).unwrap();
+    }
+    until_native(&rig, &mut direct, "pod");
+    unpair(&rig);
+}
+
+// Wherever the exec is by then: what is killed in a frozen v1 cgroup dies only outside of it.
+#[test]
+fn a_container_that_is_frozen_at_the_moment_of_entry_keeps_no_helper() {
+    let rig = rig();
+    let mut direct = native_and_other(&rig, &[]);
+    until_native(&rig, &mut direct, "pod");
+    let (shim, init) = (rig.shim(), rig.init("pod"));
+    for round in 0..24 {
+        let freezer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_micros(500 * round));
+            freeze(init, true);
+            // Before it is thawed.
+            until("no helper is left in the frozen container", || helpers(shim).is_empty());
+            freeze(init, false);
+        });
+        // Whatever becomes of it, there is an answer.
+        let _ = observe(&rig, &mut direct, "pod", &process_spec(&["true"]));
+        freezer.join().unwrap();
+    }
+    until_native(&rig, &mut direct, "pod");
+    unpair(&rig);
+}
+
+#[test]
+fn one_copy_of_the_binary_is_enough_for_a_shim() {
+    let rig = rig();
+    let mut direct = pair(&rig);
+    let shim = rig.shim();
+    for _ in 0..5 {
+        observe(&rig, &mut direct, "pod", &process_spec(&["true"])).unwrap();
+    }
+    let links = std::fs::read_dir(format!("/proc/{shim}/fd")).unwrap().flatten();
+    let targets = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+    let copies: Vec<_> = targets.filter(|target| text(target).starts_with("/memfd:cleat-exec")).collect();
+    assert_eq!(copies.len(), 1, "{copies:?}");
+    unpair(&rig);
+}
+
+#[test]
+fn a_version_that_was_not_compared_starts_its_execs_itself() {
+    let rig = rig();
+    let bin = rig.dir.join("newer");
+    std::fs::create_dir(&bin).unwrap();
+    let script =
+        "#!/bin/sh\n[ \"$1\" != --version ] || { echo runc version 9.9.9; exit 0; }\nexec runc \"$@\"\n";
+    std::fs::write(bin.join("runc"), script).unwrap();
+    std::fs::set_permissions(bin.join("runc"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let runc = text(&bin.join("runc"));
+    rig.run_with(
+        &["--runtime", RUNC, "--runc-binary", &runc, "--annotation", NATIVE],
+        "a",
+        &["sleep", "1000"],
+    );
+    let mut direct = rig.direct("a");
+    until("its version is known", || rig.log().contains("was not compared"));
+    for _ in 0..3 {
+        let before = rig.log().matches("exec by the runtime").count();
+        observe(&rig, &mut direct, "a", &process_spec(&["true"])).unwrap();
+        assert_eq!(rig.log().matches("exec by the runtime").count(), before + 1);
+    }
+    rig.remove("a");
+}
+
+#[test]
+fn the_home_of_a_user_who_may_not_read_passwd_is_found() {
+    let rig = rig();
+    let mut direct = pair(&rig);
+    for id in ["pod", "other"] {
+        let passwd = format!("/proc/{}/root/etc/passwd", rig.init(id));
+        std::fs::write(&passwd, "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n").unwrap();
+        std::fs::set_permissions(&passwd, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    }
+    let spec = looking(|spec| {
+        spec["user"] = json!({"uid": 1000, "gid": 1000});
+        spec["capabilities"] = json!({});
+    });
+    assert!(both(&rig, &mut direct, "a private passwd", &spec).1.contains("\nHOME=/home/user\n"));
+    // What runtimes read in ways of their own is theirs.
+    std::fs::write(format!("/proc/{}/root/etc/passwd", rig.init("pod")), "odd\n").unwrap();
+    assert!(observe(&rig, &mut direct, "pod", &spec).is_err(), "not by runc");
+    unpair(&rig);
+}
+
+// Later versions of runc give an exec all processors of the container's cpuset, earlier ones the shim's.
+#[test]
+fn an_exec_has_the_processors_that_runc_gives_it() {
+    let own = rustix::thread::sched_getaffinity(None).unwrap();
+    let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|number| own.is_set(*number)).unwrap();
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(first);
+    rustix::thread::sched_setaffinity(None, &one).unwrap();
+    let rig = rig();
+    let mut direct = pair(&rig);
+    let spec = process_spec(&["grep", "Cpus_allowed_list", "/proc/self/status"]);
+    both(&rig, &mut direct, "processors", &spec);
+    unpair(&rig);
+}
+
 #[test]
 fn a_native_exec_dies_with_its_container_and_its_kills_are_told() {
     let rig = rig();
-    let events = rig.events();
     let flags = ["--runtime", CLEAT, "--annotation", NATIVE, "--memory-limit", "31457280"];
     rig.run_with(&flags, "a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
+    until_native(&rig, &mut direct, "a");
+    let events = rig.events();
     assert_eq!(direct.exec_to_end("a", "greedy", "exec dd if=/dev/zero of=/dev/null bs=60M count=1"), 137);
     events.wait_for("oom", 1);
     for number in 0..20 {
