@@ -1,6 +1,8 @@
-//! config.json and a process spec → a plan, or the reason why the runtime must do it. Nothing has happened yet.
+//! config.json and a process spec → a plan, or the reason why the runtime must do it. Nothing has
+//! happened yet.
 //!
-//! The rules are runc's (1.1, 1.2: `utils_linux.go` newProcess, `libcontainer/container_linux.go` newInitConfig, `setns_init_linux.go`).
+//! The rules are runc's (1.1, 1.2: `utils_linux.go` newProcess, `libcontainer/container_linux.go`
+//! newInitConfig, `setns_init_linux.go`).
 
 use super::versions::Compared;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
@@ -15,19 +17,20 @@ pub struct Known<'a> {
     pub no_pivot_root: bool,
     /// `--no-new-keyring`: the program would have our session keyring.
     pub no_new_keyring: bool,
-    /// Our own soft limit of open files is the hard one. Otherwise what a program of runc's has depends on the Go version that runc was
-    /// built with: some raise it and leave it so.
+    /// Our own soft limit of open files is the hard one. Otherwise what a program of runc's has
+    /// depends on the Go version that runc was built with: some raise it and leave it so.
     pub open_files_raised: bool,
     /// The seccomp filters of the init are known.
     pub knows_filters: bool,
-    /// The init has our own security label: without a profile in the spec, what runc starts gets the label that runc has, by a profile of its own
-    /// perhaps, and what we start gets ours.
+    /// The init has our own security label: without a profile in the spec, what runc starts gets
+    /// the label that runc has, by a profile of its own perhaps, and what we start gets ours.
     pub labelled_alike: bool,
     /// The init has a mount and a pid namespace that are not ours, and our user namespace.
     pub is_apart: bool,
 }
 
-/// All that the helper needs to know. The program's own matters, and nothing of the host: the process's memory is the container's to read.
+/// All that the helper needs to know. The program's own matters, and nothing of the host: the
+/// process's memory is the container's to read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// How many `tasks` files of v1 cgroups it is given, to join them.
@@ -64,8 +67,8 @@ pub struct Plan {
     pub args: Vec<String>,
 }
 
-/// config.json. A field that we do not know is a reason to leave all to the runtime: it may be about execs. So is a name in another case, which Go's
-/// decoder takes for the same.
+/// config.json. A field that we do not know is a reason to leave all to the runtime: it may be
+/// about execs. So is a name in another case, which Go's decoder takes for the same.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[allow(dead_code, reason = "known to mean nothing to an exec")]

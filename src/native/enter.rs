@@ -1,8 +1,11 @@
-//! The helper: enters the container and has a child that becomes the program. One thread, no event loop; it allocates as it likes.
+//! The helper: enters the container and has a child that becomes the program. One thread, no event
+//! loop; it allocates as it likes.
 //!
-//! Whoever has CAP_SYS_PTRACE in the container owns each process that its /proc shows: its descriptors, its memory, its privileges. So all is done
-//! before the child is born, by a helper whom the container's pid namespace does not show, and the child has nothing but what the program is to have, and
-//! a pipe: no directory of the host, no capability, no group, no keyring, no terminal, no path of the host in its memory.
+//! Whoever has CAP_SYS_PTRACE in the container owns each process that its /proc shows: its
+//! descriptors, its memory, its privileges. So all is done before the child is born, by a helper
+//! whom the container's pid namespace does not show, and the child has nothing but what the program
+//! is to have, and a pipe: no directory of the host, no capability, no group, no keyring, no
+//! terminal, no path of the host in its memory.
 
 use super::{Plan, descriptors};
 use crate::sys::{
@@ -48,8 +51,9 @@ fn namespaces() -> ThreadNameSpaceType {
         | ThreadNameSpaceType::CONTROL_GROUP
 }
 
-/// Runs the helper. It ends with status 0 if there is a process, which waits for its go-ahead, or a second helper, to whom the same applies: the board
-/// has the pid. Otherwise the board has the reason.
+/// Runs the helper. It ends with status 0 if there is a process, which waits for its go-ahead, or a
+/// second helper, to whom the same applies: the board has the pid. Otherwise the board has the
+/// reason.
 pub fn run() -> ! {
     let board = sys::fd::inherited(descriptors::BOARD).and_then(Board::map);
     let Ok(board) = board else { enter::end(1) };
@@ -122,7 +126,8 @@ fn enter_container(board: &Board) -> Result<Side, Failed> {
     }
 }
 
-/// Seen by the container. After the seccomp filters: each system call may be forbidden, and then nothing has run.
+/// Seen by the container. After the seccomp filters: each system call may be forbidden, and then
+/// nothing has run.
 fn become_program(go: &OwnedFd, image: &Image) -> ! {
     let is_leader = rustix::process::setsid().is_ok();
     if is_leader && is_to_go(go.as_fd()) {
@@ -142,13 +147,15 @@ fn is_to_go(go: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// By `tasks`, not `cgroup.procs`: that waits for an RCU grace period, some 10 ms, and a thread may move itself without (kernel/cgroup/cgroup.c,
-/// cgroup_procs_write_start; Linux 5.5). The helper has one.
+/// By `tasks`, not `cgroup.procs`: that waits for an RCU grace period, some 10 ms, and a thread may
+/// move itself without (kernel/cgroup/cgroup.c, cgroup_procs_write_start; Linux 5.5). The helper
+/// has one.
 fn join_by(tasks: Vec<OwnedFd>) -> Result<(), Failed> {
     tasks.into_iter().try_for_each(|list| File::from(list).write_all(b"0")).map_err(failed("join a cgroup"))
 }
 
-/// Whether we are in the cgroups that the init is in, all of them. What was read is not left in memory: it names directories of the host.
+/// Whether we are in the cgroups that the init is in, all of them. What was read is not left in
+/// memory: it names directories of the host.
 fn check_cgroups(expected: &[u8]) -> Result<(), Failed> {
     let file = rustix::fs::open("/proc/self/cgroup", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(refused("read our cgroups"))?;
@@ -171,7 +178,8 @@ fn read_filters(file: OwnedFd) -> Result<Vec<Filter>, Failed> {
     if filters.is_empty() { Err("no seccomp filter".to_owned()) } else { Ok(filters) }
 }
 
-/// In the order of runc's `setns_init_linux.go` and `finalizeNamespace`, but that the seccomp filters always come last.
+/// In the order of runc's `setns_init_linux.go` and `finalizeNamespace`, but that the seccomp
+/// filters always come last.
 fn prepare(plan: &Plan) -> Result<Image, Failed> {
     // Before the user is changed: it may not be allowed to read the file.
     let environment = environment(plan)?;
@@ -211,7 +219,8 @@ fn needs_admin(plan: &Plan) -> bool {
     plan.seccomp && !plan.no_new_privileges
 }
 
-/// What comes after a filter it may forbid, and then the runtime has the exec: capset(2), if that, clone(2), setsid(2), read(2), execve(2).
+/// What comes after a filter it may forbid, and then the runtime has the exec: capset(2), if that,
+/// clone(2), setsid(2), read(2), execve(2).
 fn load(filters: &[Filter], plan: &Plan) -> Result<(), Failed> {
     let [_, effective, permitted, inheritable, _] = plan.capabilities;
     if needs_admin(plan) {
@@ -227,8 +236,8 @@ fn load(filters: &[Filter], plan: &Plan) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Says which profile to be in after execve; a child inherits that. In the host's /proc, where the attribute is the kernel's: in the container's it may be
-/// somebody's own file (CVE-2019-16884).
+/// Says which profile to be in after execve; a child inherits that. In the host's /proc, where the
+/// attribute is the kernel's: in the container's it may be somebody's own file (CVE-2019-16884).
 fn become_confined(profile: &str) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let attribute = rustix::fs::open("/proc/thread-self/attr/apparmor/exec", flags, Mode::empty())?;
@@ -273,7 +282,8 @@ fn read_passwd() -> Result<Option<String>, Failed> {
     String::from_utf8(text).map(Some).map_err(|_| "/etc/passwd is no text".to_owned())
 }
 
-/// The first entry counts. Runtimes read lines that are not as passwd(5) has them in ways of their own: then the error.
+/// The first entry counts. Runtimes read lines that are not as passwd(5) has them in ways of their
+/// own: then the error.
 fn home_of(uid: u32, text: &str) -> Result<Option<String>, Failed> {
     for line in text.lines().filter(|line| !line.is_empty()) {
         let fields: Vec<&str> = line.split(':').collect();
@@ -361,7 +371,8 @@ fn become_user(plan: &Plan) -> Result<(), Failed> {
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(refused("set the user"))
 }
 
-/// The streams are the user's (runc leaves the group), so that it may open them again through /proc/self/fd; /dev/null is everybody's.
+/// The streams are the user's (runc leaves the group), so that it may open them again through
+/// /proc/self/fd; /dev/null is everybody's.
 fn own_streams(uid: Uid) -> Result<(), Failed> {
     let streams = (io::stdin(), io::stdout(), io::stderr());
     let streams: [BorrowedFd<'_>; 3] = [streams.0.as_fd(), streams.1.as_fd(), streams.2.as_fd()];

@@ -1,5 +1,6 @@
-//! The seccomp filters of a container's init, kept in the bundle for its native execs: taken while the init waits for its start, when the runtime has
-//! loaded them and no code of the container has run.
+//! The seccomp filters of a container's init, kept in the bundle for its native execs: taken while
+//! the init waits for its start, when the runtime has loaded them and no code of the container has
+//! run.
 
 use crate::{
     bundle::{Bundle, SECCOMP},

@@ -1,7 +1,9 @@
-//! Exec without a runtime: a helper, re-executed from our own binary, enters the container and becomes the program.
+//! Exec without a runtime: a helper, re-executed from our own binary, enters the container and
+//! becomes the program.
 //!
-//! `runc exec` costs some 12 ms of CPU time, most of it Go's start-up, twice; the work itself takes one. For the kubelet's probes that is most of
-//! what a node spends on them. Off unless the handler's options (`NativeExec = true`) or the container's annotation
+//! `runc exec` costs some 12 ms of CPU time, most of it Go's start-up, twice; the work itself takes
+//! one. For the kubelet's probes that is most of what a node spends on them. Off unless the
+//! handler's options (`NativeExec = true`) or the container's annotation
 //! (`io.containerd.cleat.native-exec`) ask for it.
 //!
 //! ```text
@@ -31,17 +33,20 @@ use crate::sys::enter::BOARD_HEAD;
 pub mod descriptors {
     /// The board: what is to be done, and what came of it.
     pub const BOARD: i32 = 3;
-    /// The reading end of a pipe: a byte is the go-ahead. The process alone keeps it, until it is the program.
+    /// The reading end of a pipe: a byte is the go-ahead. The process alone keeps it, until it is
+    /// the program.
     pub const GO: i32 = 4;
     /// pidfd of the container's init.
     pub const INIT: i32 = 5;
     /// The sealed copy of the binary that it runs from.
     pub const BINARY: i32 = 6;
-    /// What the plan speaks of, in this order: the seccomp filters, `tasks` files of v1 cgroups, the directory of a v2 cgroup.
+    /// What the plan speaks of, in this order: the seccomp filters, `tasks` files of v1 cgroups,
+    /// the directory of a v2 cgroup.
     pub const MORE: i32 = 7;
 }
 
-/// A board for the helper: the cgroups that it must be in, as /proc/PID/cgroup tells them, and the plan.
+/// A board for the helper: the cgroups that it must be in, as /proc/PID/cgroup tells them, and the
+/// plan.
 pub fn board(cgroups: &[u8], plan: &Plan) -> Result<Vec<u8>, String> {
     let length = u32::try_from(cgroups.len()).map_err(|e| e.to_string())?;
     let plan = serde_json::to_vec(plan).map_err(|e| e.to_string())?;

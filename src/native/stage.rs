@@ -1,4 +1,5 @@
-//! How far a process has come that was to become a program, by the kernel's word: what it says itself may be somebody else's.
+//! How far a process has come that was to become a program, by the kernel's word: what it says
+//! itself may be somebody else's.
 
 use crate::bundle::read_bounded;
 use std::path::Path;
@@ -17,7 +18,8 @@ pub enum Stage {
 /// linux/sched.h: cleared by execve(2), and by nothing else.
 const PF_FORKNOEXEC: u64 = 0x40;
 
-/// Of a child of ours that has not been reaped. What cannot be told counts as a program: it is not run again.
+/// Of a child of ours that has not been reaped. What cannot be told counts as a program: it is not
+/// run again.
 pub fn of(pid: u32) -> Stage {
     let text = read_bounded(Path::new(&format!("/proc/{pid}/stat")), 4096).unwrap_or_default();
     parse(&String::from_utf8_lossy(&text)).unwrap_or(Stage::Program)

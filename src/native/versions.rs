@@ -1,13 +1,17 @@
-//! Which runtimes native execs were compared with, and in what they differ. All others start their execs themselves.
+//! Which runtimes native execs were compared with, and in what they differ. All others start their
+//! execs themselves.
 //!
-//! A version is added here after `tests/suite/native.rs` has passed with it, and its changes to `runc exec` were read.
+//! A version is added here after `tests/suite/native.rs` has passed with it, and its changes to
+//! `runc exec` were read.
 
 /// What a program of this runtime finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compared {
-    /// It has all CPUs of its cpuset, whatever the shim has (runc 1.2.7, 1.3.1; before, it has the shim's).
+    /// It has all CPUs of its cpuset, whatever the shim has (runc 1.2.7, 1.3.1; before, it has the
+    /// shim's).
     pub resets_affinity: bool,
-    /// A variable that is set twice, and an empty HOME, keep their place in the environment (until runc 1.2).
+    /// A variable that is set twice, and an empty HOME, keep their place in the environment (until
+    /// runc 1.2).
     pub keeps_places: bool,
 }
 
@@ -17,7 +21,8 @@ const RUNC: [(&str, Compared); 3] = [
     ("1.3.6", Compared { resets_affinity: true, keeps_places: false }),
 ];
 
-/// From the first line of `runc --version`. Distributions append to the number; a release candidate is another version.
+/// From the first line of `runc --version`. Distributions append to the number; a release candidate
+/// is another version.
 pub fn compared(output: &str) -> Option<Compared> {
     let version = output.lines().next()?.strip_prefix("runc version ")?;
     let number = version.split_once('+').map_or(version, |(number, _)| number);

@@ -41,14 +41,17 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-/// How long an exec may take until its program runs: it waits for nothing but a file system that hangs.
+/// How long an exec may take until its program runs: it waits for nothing but a file system that
+/// hangs.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How often it is looked at meanwhile: whether the container was frozen, whether the program runs although somebody holds its pipe.
+/// How often it is looked at meanwhile: whether the container was frozen, whether the program runs
+/// although somebody holds its pipe.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long the dying may take, of its own accord, and after it was taken out of a frozen cgroup.
 const DYING: Duration = Duration::from_millis(100);
 const DEAD: Duration = Duration::from_secs(2);
-/// How long the helper may take that reads the init's seccomp filters: the init waits in a system call, and stops at once.
+/// How long the helper may take that reads the init's seccomp filters: the init waits in a system
+/// call, and stops at once.
 const KEEP_DEADLINE: Duration = Duration::from_secs(2);
 /// How long `runc --version` may take.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
@@ -138,7 +141,8 @@ impl Shim {
         }
     }
 
-    /// Keeps the seccomp filters of an init that waits for its start. Without them the execs are the runtime's.
+    /// Keeps the seccomp filters of an init that waits for its start. Without them the execs are
+    /// the runtime's.
     async fn keep_filters(&self, id: &Id, bundle: &Bundle) {
         let Ok(init) = bundle.pid(INIT_PID) else { return };
         let helper = self.in_helper(|| filters::keep(init, bundle).map_err(|e| super::chain(&e)));
@@ -170,7 +174,8 @@ impl Shim {
         sealed
     }
 
-    /// What the runtime's version is known for; while that is not known it is asked, and this exec is the runtime's.
+    /// What the runtime's version is known for; while that is not known it is asked, and this exec
+    /// is the runtime's.
     fn compared(self: &Rc<Self>, runtime: &str) -> Option<Compared> {
         let (path, file) = find(runtime)?;
         if let Some(known) = self.native.versions.borrow().get(&path).filter(|known| known.file == file) {
@@ -228,7 +233,8 @@ impl Shim {
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// Starts an exec by the helper. `None`: no program has run, nor will, and the runtime must do it. The guard of the birth is as with the runtime's.
+    /// Starts an exec by the helper. `None`: no program has run, nor will, and the runtime must do
+    /// it. The guard of the birth is as with the runtime's.
     pub(super) async fn exec_natively(
         self: &Rc<Self>,
         id: &Id,
@@ -284,7 +290,8 @@ impl Shim {
         let binary = self.sealed().ok_or("no copy of the binary yet")?;
         let key = ProcessKey { container: id.clone(), exec: None };
         let init_fd = self.reaper.pidfd_of(init, &key).ok_or("no pidfd of the init")?;
-        // A hierarchy in which it cannot be moved is the runtime's business: outside of it the program would have no limits.
+        // A hierarchy in which it cannot be moved is the runtime's business: outside of it the
+        // program would have no limits.
         let joins = Joining::of(init, &cgroup).map_err(failed("find the cgroups"))?;
         (plan.tasks, plan.unified) = (joins.tasks.len(), joins.unified.is_some());
         let board = native::board(&joins.text, &plan)?;
@@ -341,8 +348,9 @@ impl Shim {
         rustix::io::write(&go, b"g").map_err(|e| format!("give the go-ahead: {e}"))?;
         let go = sys::fd::watch(Rc::new(go), Interest::ERROR).map_err(|e| format!("watch the pipe: {e}"))?;
         loop {
-            // In error when nobody has the other end: execve(2) closes it, after it has cleared the flag, and so does a death. Who holds it open in the
-            // container, or closes it for the process, betrays nobody: the flag counts.
+            // In error when nobody has the other end: execve(2) closes it, after it has cleared the
+            // flag, and so does a death. Who holds it open in the container, or closes it for the
+            // process, betrays nobody: the flag counts.
             let closed = timeout(LOOK, go.ready(Interest::ERROR)).await.is_ok();
             match native::stage_of(process) {
                 Stage::Program => return Ok(process),
@@ -405,7 +413,8 @@ impl Shim {
         native::stage_of(pid)
     }
 
-    /// Waits until somebody who was killed is dead. In a frozen v1 cgroup a signal waits: it is taken out.
+    /// Waits until somebody who was killed is dead. In a frozen v1 cgroup a signal waits: it is
+    /// taken out.
     async fn see_dead<T>(
         &self,
         entry: &Entry,
@@ -496,7 +505,8 @@ fn is_frozen(cgroup: &Cgroup) -> bool {
     }
 }
 
-/// Whether a process has a mount and a pid namespace of its own, and our user namespace. In ours there would be nothing between the container and us.
+/// Whether a process has a mount and a pid namespace of its own, and our user namespace. In ours
+/// there would be nothing between the container and us.
 fn is_apart(pid: u32) -> bool {
     let of = |process: &str, kind: &str| std::fs::read_link(format!("/proc/{process}/ns/{kind}")).ok();
     let init = pid.to_string();

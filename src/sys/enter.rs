@@ -12,12 +12,14 @@ use std::{
 /// linux/sched.h; too large for the type of libc's other flags.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Bytes at the beginning of a [`Board`] that belong to whoever has it mapped: two pids, then a text.
+/// Bytes at the beginning of a [`Board`] that belong to whoever has it mapped: two pids, then a
+/// text.
 pub const BOARD_HEAD: usize = 2048;
 /// Where the text begins.
 const BOARD_TEXT: usize = 2 * size_of::<u32>();
 
-/// A file in memory that whoever started us reads when we have ended. A process that has neither its descriptor nor its mapping can say nothing there.
+/// A file in memory that whoever started us reads when we have ended. A process that has neither
+/// its descriptor nor its mapping can say nothing there.
 pub struct Board {
     start: *mut u8,
     length: usize,
@@ -38,7 +40,8 @@ impl Board {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping, at an address of the kernel's choice, of a file that is open and as long.
+        // SAFETY: a new mapping, at an address of the kernel's choice, of a file that is open and
+        // as long.
         let start = unsafe {
             libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, file.as_raw_fd(), 0)
         };
@@ -51,7 +54,8 @@ impl Board {
     /// What was written for us.
     pub fn content(&self) -> &[u8] {
         let start = self.start.wrapping_add(BOARD_HEAD);
-        // SAFETY: the mapping is that long and lives as long as `self`; its other holder writes nothing, and we only write into the head.
+        // SAFETY: the mapping is that long and lives as long as `self`; its other holder writes
+        // nothing, and we only write into the head.
         unsafe { std::slice::from_raw_parts(start, self.length - BOARD_HEAD) }
     }
 
@@ -76,8 +80,9 @@ impl Board {
         self.start.cast::<u32>().wrapping_add(slot as usize)
     }
 
-    /// Creates a child whose parent is our own parent (CLONE_PARENT), in the pid namespace that we have entered, and notes its pid. `true` in the
-    /// child. To be called with one thread only. clone(2), since seccomp profiles refuse clone3(2), whose flags they cannot see.
+    /// Creates a child whose parent is our own parent (CLONE_PARENT), in the pid namespace that we
+    /// have entered, and notes its pid. `true` in the child. To be called with one thread only.
+    /// clone(2), since seccomp profiles refuse clone3(2), whose flags they cannot see.
     pub fn clone_process(&self) -> io::Result<bool> {
         if cfg!(target_arch = "s390x") {
             // Another order of arguments.
@@ -85,14 +90,14 @@ impl Board {
         }
         let flags = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
         let pid = self.slot(Slot::Process);
-        // SAFETY: without CLONE_VM and with no new stack this is fork(2) with another parent: the child has a copy of everything. The pid is written
-        // into our mapping.
+        // SAFETY: without CLONE_VM and with no new stack this is fork(2) with another parent: the
+        // child has a copy of everything. The pid is written into our mapping.
         let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, pid, 0, 0) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result == 0) }
     }
 
-    /// The same in our own pid namespace, born into a v2 cgroup (clone3(2), CLONE_INTO_CGROUP): a process that moves there by itself waits for an RCU
-    /// grace period, some 10 ms.
+    /// The same in our own pid namespace, born into a v2 cgroup (clone3(2), CLONE_INTO_CGROUP): a
+    /// process that moves there by itself waits for an RCU grace period, some 10 ms.
     pub fn clone_helper(&self, cgroup: BorrowedFd<'_>) -> io::Result<bool> {
         let arguments = CloneArguments {
             // The signal at the child's end is our own, as CLONE_PARENT has it; none may be named.
@@ -102,7 +107,8 @@ impl Board {
             ..CloneArguments::default()
         };
         let size = size_of::<CloneArguments>();
-        // SAFETY: the arguments live until the call returns and are of the size given; the rest as above.
+        // SAFETY: the arguments live until the call returns and are of the size given; the rest as
+        // above.
         let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result == 0) }
     }
@@ -156,8 +162,8 @@ impl Left {
     }
 }
 
-/// A sealed copy of our own binary, filled piece by piece: whoever gets hold of it can change nothing, least of all the file that the node runs
-/// (CVE-2019-5736).
+/// A sealed copy of our own binary, filled piece by piece: whoever gets hold of it can change
+/// nothing, least of all the file that the node runs (CVE-2019-5736).
 pub struct SealedSelf {
     copy: OwnedFd,
     binary: File,
@@ -211,7 +217,8 @@ impl SealedSelf {
     }
 }
 
-/// Whether an ELF binary of this machine asks for a dynamic loader (elf(5), PT_INTERP). `true` if it cannot be seen.
+/// Whether an ELF binary of this machine asks for a dynamic loader (elf(5), PT_INTERP). `true` if
+/// it cannot be seen.
 fn has_interpreter(head: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
     let number = |at: usize, length: usize| -> Option<usize> {
@@ -246,7 +253,8 @@ pub fn join_session_keyring(name: &str) -> io::Result<()> {
     if serial < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Takes all processors that the cpuset allows, as far as the kernel lets us (sched_setaffinity(2)).
+/// Takes all processors that the cpuset allows, as far as the kernel lets us
+/// (sched_setaffinity(2)).
 pub fn use_all_processors() {
     // Of 1,024, as runc does.
     let all = [u8::MAX; 128];
@@ -258,17 +266,20 @@ pub fn use_all_processors() {
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     // struct rlimit64
     let limit = [soft, hard];
-    // SAFETY: `limit` lives until the call returns; nothing is written; an unknown resource is an error.
+    // SAFETY: `limit` lives until the call returns; nothing is written; an unknown resource is an
+    // error.
     let result = unsafe {
         libc::syscall(libc::SYS_prlimit64, 0, resource, limit.as_ptr(), std::ptr::null_mut::<u64>())
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// All signals back to what a program expects: not blocked, not ignored (the standard library ignores SIGPIPE).
+/// All signals back to what a program expects: not blocked, not ignored (the standard library
+/// ignores SIGPIPE).
 pub fn reset_signals() {
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL needs no handler; signals that cannot be changed are an error that means nothing.
+        // SAFETY: SIG_DFL needs no handler; signals that cannot be changed are an error that means
+        // nothing.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     let _ = super::signals::unblock();

@@ -1,8 +1,10 @@
-//! A container that attacks what enters it. A spy with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH looks at, follows, traces, stops, kills and feeds each process
-//! that appears beside it, while execs come, native and by runc: nothing of the host may be readable, no exec may run outside of the container's
-//! cgroups, none twice, and each call is answered.
+//! A container that attacks what enters it. A spy with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH looks
+//! at, follows, traces, stops, kills and feeds each process that appears beside it, while execs
+//! come, native and by runc: nothing of the host may be readable, no exec may run outside of the
+//! container's cgroups, none twice, and each call is answered.
 //!
-//! The spy is this very test binary, run inside the container ([`attack`]). `CLEAT_HOSTILE_EXECS`: how many execs it sees (the long form: 10000).
+//! The spy is this very test binary, run inside the container ([`attack`]). `CLEAT_HOSTILE_EXECS`:
+//! how many execs it sees (the long form: 10000).
 
 use crate::support::{
     CLEAT, Direct, GROUP, Rig, all_pids, children, cmdline, exec_request, kill, process_spec, read_all, text,
@@ -32,7 +34,8 @@ fn execs() -> usize {
     std::env::var("CLEAT_HOSTILE_EXECS").ok().and_then(|text| text.parse().ok()).unwrap_or(150)
 }
 
-// ---- The spy, inside the container ------------------------------------------------------------------------------------
+// ---- The spy, inside the container
+// ------------------------------------------------------------------------------------
 
 /// Not a test: what the spy runs.
 #[test]
@@ -264,7 +267,8 @@ impl Spy {
     }
 }
 
-// ---- The host ---------------------------------------------------------------------------------------------------------
+// ---- The host
+// ---------------------------------------------------------------------------------------------------------
 
 /// A container, a spy in it, and all that is known of both.
 struct Siege {
@@ -282,7 +286,8 @@ fn spec(arguments: &[&str]) -> serde_json::Value {
     spec
 }
 
-/// The files that this binary consists of, mounted into the container: the flags, and the command that runs it there.
+/// The files that this binary consists of, mounted into the container: the flags, and the command
+/// that runs it there.
 fn mounts() -> (Vec<String>, Vec<String>) {
     let maps = read_all("/proc/self/maps");
     let mut files: BTreeSet<&str> = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).collect();
@@ -362,7 +367,8 @@ impl Siege {
         read_all(self.inside("findings")).lines().map(str::to_owned).collect()
     }
 
-    /// One exec to its end; what its Start answered. It notes that it ran, and whether in the init's cgroups.
+    /// One exec to its end; what its Start answered. It notes that it ran, and whether in the
+    /// init's cgroups.
     fn exec(&mut self, script: &str) -> Result<u32, String> {
         self.number += 1;
         let exec = format!("e{}", self.number);
@@ -455,7 +461,8 @@ fn nothing_of_the_host_is_seen_in_a_native_exec() {
     siege.end();
 }
 
-// runc's own helper is seen for longer, with all capabilities and words of the host in its memory; no way leads outwards from it.
+// runc's own helper is seen for longer, with all capabilities and words of the host in its memory;
+// no way leads outwards from it.
 #[test]
 fn nothing_of_the_host_is_open_in_an_exec_by_runc() {
     let mut siege = Siege::begin("look", false, &[]);
@@ -491,7 +498,8 @@ fn what_is_killed_or_stopped_on_its_way_runs_once_or_not_at_all() {
     }
 }
 
-// Whoever kills it, the container's out-of-memory killer or an administrator: what it has begun does not run beside what the runtime then does.
+// Whoever kills it, the container's out-of-memory killer or an administrator: what it has begun
+// does not run beside what the runtime then does.
 #[test]
 fn an_exec_whose_helper_is_killed_runs_once() {
     let mut siege = Siege::begin("none", true, &[]);
@@ -538,7 +546,8 @@ fn a_pipe_that_the_container_feeds_and_holds_betrays_nobody() {
     siege.end();
 }
 
-// The helper is counted among the container's own from before it enters: where there is no room for it, nothing runs.
+// The helper is counted among the container's own from before it enters: where there is no room for
+// it, nothing runs.
 #[test]
 fn a_container_that_is_full_at_the_moment_of_entry_has_no_exec_beside_its_limits() {
     let mut siege = Siege::begin("crowd", true, &[]);

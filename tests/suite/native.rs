@@ -13,7 +13,8 @@ use std::{
 
 const NATIVE: &str = "io.containerd.cleat.native-exec=true";
 
-/// A rig whose shims have as many open files as they may: without that, or a limit in the spec, no exec is native.
+/// A rig whose shims have as many open files as they may: without that, or a limit in the spec, no
+/// exec is native.
 fn rig() -> Rig {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
@@ -21,7 +22,8 @@ fn rig() -> Rig {
     Rig::new()
 }
 
-/// A container whose execs runc refuses, so they must be native; and one beside it whose execs are runc's.
+/// A container whose execs runc refuses, so they must be native; and one beside it whose execs are
+/// runc's.
 fn pair(rig: &Rig) -> Direct {
     pair_with(rig, &[])
 }
@@ -45,7 +47,8 @@ fn pair_with(rig: &Rig, flags: &[&str]) -> Direct {
     direct
 }
 
-/// A container whose execs are native, but where they cannot be, and one beside it whose execs are runc's; both made with these flags too.
+/// A container whose execs are native, but where they cannot be, and one beside it whose execs are
+/// runc's; both made with these flags too.
 fn native_and_other(rig: &Rig, flags: &[&str]) -> Direct {
     let group = format!("{GROUP}=pod");
     for (id, native) in [("pod", true), ("other", false)] {
@@ -163,7 +166,8 @@ fn a_native_exec_is_what_runcs_is() {
         (
             "limits",
             looking(|spec| {
-                // Not a soft limit of open files below the hard one: whether runc 1.1's Go raises it before or after it was set is a race.
+                // Not a soft limit of open files below the hard one: whether runc 1.1's Go raises
+                // it before or after it was set is a race.
                 spec["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 200, "hard": 200}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]);
             }),
         ),
@@ -296,7 +300,8 @@ fn an_apparmor_profile_confines_a_native_exec_as_one_of_runcs() {
     unpair(&rig);
 }
 
-// Kubernetes' RuntimeDefault is such a profile. The filters are compared as the kernel has them, instruction by instruction.
+// Kubernetes' RuntimeDefault is such a profile. The filters are compared as the kernel has them,
+// instruction by instruction.
 #[test]
 fn seccomp_filters_are_those_that_runc_loads() {
     let rig = rig();
@@ -368,7 +373,8 @@ fn filters_in_helper(pid: u32) -> Vec<u8> {
     std::thread::spawn(read).join().unwrap()
 }
 
-/// Instructions without the lengths of their jumps: runc puts the parts for the architectures into the order of a map of Go's, another each time.
+/// Instructions without the lengths of their jumps: runc puts the parts for the architectures into
+/// the order of a map of Go's, another each time.
 fn in_any_order(filters: &[u8]) -> Vec<Vec<u8>> {
     let is_jump_always = |instruction: &[u8]| instruction[0] == 0x05;
     let without_jumps = |instruction: &[u8]| match is_jump_always(instruction) {
@@ -380,7 +386,8 @@ fn in_any_order(filters: &[u8]) -> Vec<Vec<u8>> {
     instructions
 }
 
-// What comes after the filters, the helper's way into the container among it, such a profile forbids: then nothing has run, and runc does it.
+// What comes after the filters, the helper's way into the container among it, such a profile
+// forbids: then nothing has run, and runc does it.
 #[test]
 fn execs_under_a_strict_profile_are_runcs_and_run_once() {
     let rig = rig();
@@ -433,7 +440,8 @@ fn what_cannot_be_started_is_refused_in_runcs_words() {
     unpair(&rig);
 }
 
-// CVE-2019-5736, CVE-2024-21626, and descriptors of ours. Defence: `sealed_self`, `enter_container`, `prepare`.
+// CVE-2019-5736, CVE-2024-21626, and descriptors of ours. Defence: `sealed_self`,
+// `enter_container`, `prepare`.
 #[test]
 fn a_container_gets_hold_of_nothing_of_ours() {
     let rig = rig();
@@ -452,7 +460,8 @@ fn a_container_gets_hold_of_nothing_of_ours() {
     std::fs::write(format!("{root}/stop"), "").unwrap();
     direct.call::<api::WaitResponse>("Wait", &process).unwrap();
     direct.call::<api::DeleteResponse>("Delete", &process).unwrap();
-    // Before it becomes the program a process of ours may be seen; then it runs from the sealed copy, never from the node's file.
+    // Before it becomes the program a process of ours may be seen; then it runs from the sealed
+    // copy, never from the node's file.
     let seen = crate::support::read_all(format!("{root}/seen"));
     let odd: Vec<&str> = seen.lines().filter(|line| !line.contains("memfd:cleat-exec")).collect();
     assert!(odd.is_empty(), "{odd:#?}");
@@ -474,7 +483,8 @@ fn cgroups_of(pid: u32) -> Vec<(PathBuf, PathBuf)> {
     found
 }
 
-// It would run in the shim's own cgroup there: without the limits, or the device filter, of that hierarchy.
+// It would run in the shim's own cgroup there: without the limits, or the device filter, of that
+// hierarchy.
 #[test]
 fn without_one_of_its_cgroups_an_exec_is_runcs() {
     let rig = rig();
@@ -649,7 +659,8 @@ fn the_home_of_a_user_who_may_not_read_passwd_is_found() {
     unpair(&rig);
 }
 
-// Later versions of runc give an exec all processors of the container's cpuset, earlier ones the shim's.
+// Later versions of runc give an exec all processors of the container's cpuset, earlier ones the
+// shim's.
 #[test]
 fn an_exec_has_the_processors_that_runc_gives_it() {
     let own = rustix::thread::sched_getaffinity(None).unwrap();
