@@ -9,8 +9,8 @@ use std::{
 };
 
 /// linux/ptrace.h
-const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
-const PTRACE_SECCOMP_GET_METADATA: libc::c_uint = 0x420d;
+const PTRACE_SECCOMP_GET_FILTER: i64 = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: i64 = 0x420d;
 /// linux/seccomp.h
 const SECCOMP_SET_MODE_FILTER: libc::c_ulong = 1;
 const SECCOMP_FILTER_FLAG_SPEC_ALLOW: u32 = 4;
@@ -31,8 +31,8 @@ pub struct Filter {
 /// that will run no code of its own meanwhile. To be called in a helper: it waits for the process to stop.
 pub fn filters_of(pid: u32) -> io::Result<Vec<Filter>> {
     let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
-    trace(libc::PTRACE_SEIZE, pid, 0, 0)?;
-    trace(libc::PTRACE_INTERRUPT, pid, 0, 0)?;
+    trace(i64::from(libc::PTRACE_SEIZE), pid, 0, 0)?;
+    trace(i64::from(libc::PTRACE_INTERRUPT), pid, 0, 0)?;
     let mut status = 0;
     // SAFETY: the status is written by the call; a tracee of ours may be waited for.
     if unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) } != pid || !libc::WIFSTOPPED(status) {
@@ -40,7 +40,7 @@ pub fn filters_of(pid: u32) -> io::Result<Vec<Filter>> {
     }
     let mut filters = newest_first(pid);
     // It goes on at our end all the same.
-    let _ = trace(libc::PTRACE_DETACH, pid, 0, 0);
+    let _ = trace(i64::from(libc::PTRACE_DETACH), pid, 0, 0);
     if let Ok(filters) = &mut filters {
         filters.reverse();
     }
@@ -66,9 +66,9 @@ fn newest_first(pid: libc::pid_t) -> io::Result<Vec<Filter>> {
 }
 
 /// A request whose data, if it is not 0, is the address of memory of the size that the request writes.
-fn trace(request: libc::c_uint, pid: libc::pid_t, address: usize, data: usize) -> io::Result<usize> {
+fn trace(request: i64, pid: libc::pid_t, address: usize, data: usize) -> io::Result<usize> {
     // SAFETY: by the contract above.
-    let result = unsafe { libc::syscall(libc::SYS_ptrace, libc::c_ulong::from(request), pid, address, data) };
+    let result = unsafe { libc::syscall(libc::SYS_ptrace, request, pid, address, data) };
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
