@@ -336,7 +336,13 @@ impl Shim {
         go: OwnedFd,
     ) -> Result<u32, String> {
         let left = || Left::read(board.as_fd()).map_err(|e| format!("read the board: {e}"));
-        self.end_helper(entry, helper, ended, &left).await?;
+        if let Err(reason) = self.end_helper(entry, helper, ended, &left).await {
+            // It may have had its second just before.
+            if let Some(second) = left()?.helper {
+                self.end_process(entry, second).await;
+            }
+            return Err(reason);
+        }
         if let Some(second) = left()?.helper {
             self.end_helper(entry, second, self.reaper.watch_child(second), &left).await?;
         }
@@ -344,9 +350,9 @@ impl Shim {
         if !sys::process::is_child(process) || native::stage_of(process) != Stage::Before {
             return Err("the process has gone".to_owned());
         }
-        // By whoever has put something into the pipe, or has closed it, in the container.
-        rustix::io::write(&go, b"g").map_err(|e| format!("give the go-ahead: {e}"))?;
         let go = sys::fd::watch(Rc::new(go), Interest::ERROR).map_err(|e| format!("watch the pipe: {e}"))?;
+        // An error: the container has filled the pipe, or closed it for the process.
+        rustix::io::write(go.get_ref(), b"g").map_err(|e| format!("give the go-ahead: {e}"))?;
         loop {
             // In error when nobody has the other end: execve(2) closes it, after it has cleared the
             // flag, and so does a death. Who holds it open in the container, or closes it for the

@@ -583,9 +583,9 @@ fn a_container_that_is_frozen_at_the_moment_of_entry_keeps_no_helper() {
     let mut direct = native_and_other(&rig, &[]);
     until_native(&rig, &mut direct, "pod");
     let (shim, init) = (rig.shim(), rig.init("pod"));
-    for round in 0..24 {
+    for round in 0..48 {
         let freezer = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_micros(500 * round));
+            std::thread::sleep(Duration::from_micros(250 * round));
             freeze(init, true);
             // Before it is thawed.
             until("no helper is left in the frozen container", || helpers(shim).is_empty());
