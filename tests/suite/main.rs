@@ -31,4 +31,5 @@ mod scars;
 mod streams;
 mod supervision;
 mod support;
+mod surroundings;
 mod upgrade;

@@ -50,6 +50,8 @@ pub struct Rig {
     binary: String,
     /// Variables for containerd, and so for the shims.
     environment: Vec<(String, String)>,
+    /// What containerd is started by: words before its own.
+    wrapper: Vec<String>,
     containerd: Option<Child>,
 }
 
@@ -90,6 +92,7 @@ impl Rig {
             namespace: namespace.map_or(name, str::to_owned),
             binary: binary.to_owned(),
             environment: Vec::new(),
+            wrapper: Vec::new(),
             containerd: None,
         };
         rig.start_containerd();
@@ -100,7 +103,9 @@ impl Rig {
     pub fn start_containerd(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         let path = format!("{}/bin:{}", self.dir.display(), std::env::var("PATH").unwrap());
-        let child = Command::new(&self.binary)
+        let mut words = self.wrapper.iter().chain([&self.binary]);
+        let child = Command::new(words.next().unwrap())
+            .args(words)
             .arg("--config")
             .arg(self.dir.join("config.toml"))
             .env("PATH", path)
@@ -123,6 +128,11 @@ impl Rig {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// By which words the next containerd is started.
+    pub fn set_wrapper(&mut self, words: &[&str]) {
+        self.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
+    }
+
     /// Which containerd is started next.
     pub fn set_containerd(&mut self, binary: &str) {
         binary.clone_into(&mut self.binary);
@@ -130,15 +140,19 @@ impl Rig {
 
     /// Ends containerd with a signal and waits for its end.
     pub fn end_containerd(&mut self, signal: i32) {
+        if self.containerd.is_some() {
+            kill(self.containerd_pid(), signal);
+        }
         if let Some(mut child) = self.containerd.take() {
-            kill(child.id(), signal);
             child.wait().unwrap();
         }
     }
 
-    /// containerd's pid.
+    /// containerd's pid. A wrapper may be its parent, and stay.
     pub fn containerd_pid(&self) -> u32 {
-        self.containerd.as_ref().unwrap().id()
+        let pid = self.containerd.as_ref().unwrap().id();
+        let stays = cmdline(pid).first().is_some_and(|word| word == "unshare");
+        if stays { children(pid).first().map_or(pid, |(child, _)| *child) } else { pid }
     }
 
     /// Whether containerd is of the 1.x line.
@@ -307,7 +321,9 @@ impl Rig {
         for pid in process::all() {
             let words = cmdline(pid);
             let ours = words.iter().any(|word| word.contains(&*self.dir.to_string_lossy()));
-            if ours && words[0].rsplit('/').next() != Some("containerd") {
+            let is_containerd = self.containerd.as_ref().is_some_and(|child| child.id() == pid)
+                || words.first().is_some_and(|word| word.rsplit('/').next() == Some("containerd"));
+            if ours && !is_containerd {
                 found.push(format!("process {pid}: {words:?}"));
             }
         }
