@@ -47,6 +47,8 @@ pub struct Traits {
     pub may_hold_fifos: bool,
     /// It has a seccomp profile.
     pub has_seccomp: bool,
+    /// `linux.cgroupsPath`.
+    pub cgroups_path: Option<String>,
     /// Its annotation `io.containerd.cleat.spool`.
     pub spool: Option<String>,
     /// Its annotation `io.containerd.cleat.native-exec`.
@@ -112,6 +114,7 @@ impl Bundle {
             has_private_pid_namespace,
             may_hold_fifos: has_private_pid_namespace && !has_user_namespace && !is_confined,
             has_seccomp: spec.has_seccomp,
+            cgroups_path: spec.cgroups_path,
             spool: annotation("spool"),
             native_exec: annotation("native-exec"),
         })
@@ -180,12 +183,12 @@ impl Bundle {
     /// Writes down how the init ended, so that a `delete` after our own end still reports it.
     pub fn write_exit(&self, exit: RecordedExit) -> Result<(), BundleError> {
         let text = format!("{} {} {}\n", exit.status, exit.at.seconds, exit.at.nanos);
-        self.write("exit", text.as_bytes(), 0o600)
+        self.write(EXIT, text.as_bytes(), 0o600)
     }
 
     /// What [`Bundle::write_exit`] wrote; `None` if nothing usable is there.
     pub fn exit(&self) -> Option<RecordedExit> {
-        let text = String::from_utf8(read_own(&self.join("exit"), 64).ok()?).ok()?;
+        let text = String::from_utf8(read_own(&self.join(EXIT), 64).ok()?).ok()?;
         let mut words = text.split_whitespace();
         let status = words.next()?.parse().ok()?;
         let seconds = words.next()?.parse().ok()?;
@@ -226,6 +229,23 @@ impl Bundle {
     /// Whether [`Bundle::note_record_seen`] was called.
     pub fn is_record_seen(&self) -> bool {
         self.join(RECORD_SEEN).exists()
+    }
+
+    /// Notes for a later `delete` that the container's cgroup was not there before the runtime was called: who is in it is the container's.
+    pub fn note_cgroup_new(&self) -> Result<(), BundleError> {
+        self.write(CGROUP_NEW, b"", 0o600)
+    }
+
+    /// Whether [`Bundle::note_cgroup_new`] was called.
+    pub fn is_cgroup_new(&self) -> bool {
+        self.join(CGROUP_NEW).exists()
+    }
+
+    /// Removes what an earlier container may have left in the same bundle, and what is said of it there.
+    pub fn forget_earlier(&self) {
+        for name in [INIT_PID, EXIT, RECORD_SEEN, CGROUP_NEW] {
+            self.remove(name);
+        }
     }
 
     /// Removes a file; a missing one is fine.
@@ -280,6 +300,10 @@ pub fn exec_pid(exec: &Id) -> String {
 
 /// See [`Bundle::note_record_seen`].
 const RECORD_SEEN: &str = "record-seen";
+/// See [`Bundle::note_cgroup_new`].
+const CGROUP_NEW: &str = "cgroup-new";
+/// See [`Bundle::write_exit`].
+const EXIT: &str = "exit";
 
 /// The file in which the seccomp filters of the init are kept (`native::filters`).
 pub const SECCOMP: &str = "seccomp";

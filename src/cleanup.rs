@@ -20,12 +20,14 @@ use std::{
 
 /// How long we wait for the OCI runtime; containerd gives the whole action 5 s.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(4);
-/// How long the runtime may go on after that: it may run the container's poststop hooks. As in the daemon.
+/// How long it may go on with the container's poststop hooks after that. As in the daemon.
 const RUNTIME_LIFE: Duration = Duration::from_secs(600);
 /// When we answer at the latest, whether or not a hung file system has been unmounted.
 const PATIENCE: Duration = Duration::from_millis(4700);
-/// 5 ms each: half a second, within containerd's five.
-const CGROUP_LOOKS: u32 = 100;
+/// How much of that is for the unmounting.
+const UNMOUNT_SHARE: Duration = Duration::from_millis(300);
+/// How long the processes of a cgroup may take to die.
+const CGROUP_PATIENCE: Duration = Duration::from_millis(500);
 /// Status of an init that was killed: 128 + SIGKILL.
 const KILLED: u32 = 137;
 
@@ -36,10 +38,13 @@ pub fn run(common: &Common) -> Vec<u8> {
     let options = bundle.options().unwrap_or_default();
     let pid = bundle.pid(INIT_PID).unwrap_or(0);
     let runtime = Runtime::new(&options, &common.namespace, &bundle);
+    let has_record = runtime.has_record(&common.id);
     let may_be_known = bundle.has_called_runtime() && !bundle.is_record_seen();
-    if may_be_known || runtime.has_record(&common.id) {
-        force_delete(&runtime, &common.id);
-        remove_cgroup(&bundle, &common.id);
+    if may_be_known || has_record {
+        force_delete(&runtime, &common.id, has_record);
+        // Whose cgroup it is nobody can say if neither the record nor the daemon has.
+        let is_ours = has_record || pid != 0 || bundle.is_cgroup_new();
+        remove_cgroup(&bundle, &common.id, is_ours, deadline - UNMOUNT_SHARE);
     }
     unmount(&bundle.rootfs(), deadline);
     remove_stale_socket(&bundle);
@@ -61,15 +66,17 @@ fn bundle_of(common: &Common) -> Bundle {
     }
 }
 
-/// `runtime delete --force`. One that takes longer than we may wait goes on alone, and is killed in the end.
-fn force_delete(runtime: &Runtime, id: &Id) {
+/// `runtime delete --force`. One that takes longer than we may wait is killed: going on alone it might kill the next container of that
+/// id. But not if its record has gone meanwhile: then it is running the container's poststop hooks, and knows no container any more.
+fn force_delete(runtime: &Runtime, id: &Id, had_record: bool) {
     let mut command = runtime.command();
     command.args(["delete", "--force", id.as_str()]);
     let Ok(pid) = command.start_lasting(&[]) else { return };
     if sys::process::reap_until(pid, Instant::now() + RUNTIME_PATIENCE).is_some() {
         return;
     }
-    let held = sys::process::pidfd(pid).ok().flatten();
+    let in_hooks = had_record && !runtime.has_record(id);
+    let held = sys::process::pidfd(pid).ok().flatten().filter(|_| in_hooks);
     let guarded = held.as_ref().is_some_and(|pidfd| {
         let guard = sys::spawn::apart(pidfd, |pidfd| {
             let life = Timespec::try_from(RUNTIME_LIFE).unwrap_or_default();
@@ -99,14 +106,14 @@ fn unmount(rootfs: &Path, deadline: Instant) {
 
 /// A runtime that was killed before it wrote its state down has left a cgroup that its `delete --force` knows nothing of, and in it
 /// a child of its own (crun; runc's ends by itself).
-fn remove_cgroup(bundle: &Bundle, id: &Id) {
+fn remove_cgroup(bundle: &Bundle, id: &Id, is_ours: bool, deadline: Instant) {
     let Some(cgroup) = Cgroup::of_bundle(bundle, id) else { return };
     let pause = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
-    for _ in 0..CGROUP_LOOKS {
-        if cgroup.remove(id.as_str()) {
-            return;
+    let patience = deadline.min(Instant::now() + CGROUP_PATIENCE);
+    while !cgroup.remove(id.as_str()) && Instant::now() < patience {
+        if is_ours {
+            cgroup.kill();
         }
-        cgroup.kill();
         let _ = poll(&mut [], Some(&pause));
     }
 }

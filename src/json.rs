@@ -4,10 +4,12 @@
 //! counts and objects are merged; bytes that are no UTF-8 and lone surrogates become U+FFFD; what nobody asks for needs to be JSON, no more; and
 //! 10,000 levels are allowed. (Go 1.19 to 1.26, `encoding/json/decode.go`, `scanner.go`.)
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashMap};
 
 /// Levels of objects and lists: Go's bound.
 const MAX_DEPTH: usize = 10_000;
+/// Items of a list of objects that is written again. Each takes some hundred bytes while it is.
+const MAX_ITEMS: usize = 16_384;
 
 /// No JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -317,14 +319,17 @@ impl<'a> Reader<'a> {
                     Node::Object(members) => members,
                     _ => Vec::new(),
                 };
+                let mut places: HashMap<String, usize> =
+                    members.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect();
                 self.object(|name, reader| {
                     let field = fields.iter().find(|(field, _)| is_name(name, field));
                     let (name, shape) = field.map_or((name, &Shape::Any), |(field, shape)| (*field, shape));
-                    let index = members.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+                    let place = places.get(name).copied().unwrap_or_else(|| {
+                        places.insert(name.to_owned(), members.len());
                         members.push((name.to_owned(), Node::Absent));
                         members.len() - 1
                     });
-                    reader.over(shape, &mut members[index].1)
+                    reader.over(shape, &mut members[place].1)
                 })?;
                 *node = Node::Object(members);
             }
@@ -336,6 +341,9 @@ impl<'a> Reader<'a> {
                 let mut count = 0;
                 self.list(|index, reader| {
                     count = index + 1;
+                    if count > MAX_ITEMS {
+                        return Err(reader.bad("more items than any list of a format has"));
+                    }
                     if items.len() < count {
                         items.push(Node::Absent);
                     }
@@ -516,6 +524,18 @@ fn unicode(text: &[u8]) -> (char, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn masses_of_members_are_read_in_time_and_masses_of_items_are_refused() {
+        static SHAPE: Shape = Shape::Object(&[("list", Shape::List(&Shape::Any))]);
+        let members: String = (0..100_000).map(|number| format!("\"m{number}\":1,")).collect();
+        // Quadratic it would take minutes.
+        let text = format!("{{{members}\"m0\":2}}");
+        let again = rewrite(text.as_bytes(), &SHAPE, &[]).unwrap().unwrap();
+        assert!(again.starts_with(b"{\"m0\":2,\"m1\":1,"));
+        let text = format!("{{\"list\":[{}0]}}", "0,".repeat(MAX_ITEMS));
+        assert!(rewrite(text.as_bytes(), &SHAPE, &[]).is_err());
+    }
 
     fn is_json(text: &[u8]) -> bool {
         let mut reader = Reader::new(text);

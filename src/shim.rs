@@ -219,6 +219,10 @@ struct Owned {
     keeps_record: bool,
     /// A SIGKILL was asked for.
     is_killed_by_us: bool,
+    /// Number of the last event of an out-of-memory kill.
+    last_oom: u64,
+    /// Tells it from an earlier or later container of the same id.
+    life: u64,
     /// Set when `runtime start` must end.
     start: CancelToken,
     /// Set when `runtime exec`, and what comes before it, must end.
@@ -247,6 +251,8 @@ pub struct Shim {
     events: Rc<EventQueue>,
     unheard: RefCell<BTreeMap<Id, Deleted>>,
     ring: RefCell<Ring>,
+    /// Containers that there have been.
+    lives: Cell<u64>,
     shutdown_asked: Cell<bool>,
     /// A Shutdown came although there were containers, or a Create's caller has gone, and nobody has looked since whether they are given up.
     doubtful: Cell<bool>,
@@ -267,6 +273,7 @@ impl Shim {
             events,
             unheard: RefCell::default(),
             ring: RefCell::default(),
+            lives: Cell::new(0),
             shutdown_asked: Cell::new(false),
             doubtful: Cell::new(false),
             ended: Cell::new(false),
@@ -279,13 +286,14 @@ impl Shim {
     /// Makes a container: rootfs mounted, `runtime create` done, its init watched. Returns the init's pid. On failure
     /// everything is undone.
     pub async fn create(self: &Rc<Self>, request: Create) -> Result<u32, ShimError> {
-        let reservation = self.reserve(&request.id)?;
+        let reservation = self.reserve(&request)?;
         has_room_for_a_process()?;
         if request.checkpoint.is_none() {
             self.runtimes.expect_birth();
         }
         // The mounting has a process of its own. Meanwhile we prepare what else is needed.
         let mounting = self.begin_mounting(&request);
+        reservation.may_be_mounted.set(!request.rootfs.is_empty());
         let prepared = self.prepare(&request);
         let mounted = match mounting {
             Ok(Some(helper)) => self
@@ -297,16 +305,19 @@ impl Shim {
         };
         let has_mounts = mounted.is_ok() && !request.rootfs.is_empty();
         let created = match prepared.and_then(|prepared| mounted.map(|()| prepared)) {
-            Ok((io, manner)) => self.create_process(&request, &io, manner).await.inspect_err(|_| io.close()),
+            Ok((io, manner)) => {
+                reservation.may_be_known.set(true);
+                self.create_process(&request, &io, manner).await.inspect_err(|_| io.close())
+            }
             Err(e) => Err(e),
         };
-        reservation.fulfilled.set(created.is_ok());
         if created.is_err()
             && has_mounts
             && let Err(reason) = self.unmount(&request.bundle).await
         {
             log::warn!("unmount after a failed create container={}: {reason}", request.id);
         }
+        reservation.settle(created.is_ok());
         created
     }
 
@@ -332,11 +343,17 @@ impl Shim {
             false => spool.through_the_shim(),
         };
         let plan = Plan::new(&request.stdio, self.namespace.as_str(), request.id.as_str(), spool)?;
+        request.bundle.forget_earlier();
         request.bundle.write_options(&request.options)?;
+        let cgroup = traits.cgroups_path.as_deref().and_then(|path| Cgroup::at(path, request.id.as_str()));
+        if cgroup.is_some_and(|cgroup| cgroup.directories().is_empty()) {
+            request.bundle.note_cgroup_new()?;
+        }
         Ok((ProcessIo::new(plan), manner))
     }
 
-    fn reserve(self: &Rc<Self>, id: &Id) -> Result<Reservation, ShimError> {
+    fn reserve(self: &Rc<Self>, request: &Create) -> Result<Reservation, ShimError> {
+        let id = &request.id;
         if self.ended.get() {
             return Err(ShimError::Ending);
         }
@@ -349,7 +366,20 @@ impl Shim {
         }
         self.unheard.borrow_mut().remove(id);
         slots.insert(id.clone(), Slot::Creating);
-        Ok(Reservation { shim: Rc::clone(self), id: id.clone(), fulfilled: Cell::new(false) })
+        Ok(Reservation {
+            shim: Rc::clone(self),
+            id: id.clone(),
+            runtime: Runtime::new(&request.options, &self.namespace, &request.bundle),
+            bundle: request.bundle.clone(),
+            may_be_mounted: Cell::new(false),
+            may_be_known: Cell::new(false),
+            is_settled: Cell::new(false),
+        })
+    }
+
+    fn free(&self, id: &Id) {
+        self.slots.borrow_mut().remove(id);
+        self.changed.notify_waiters();
     }
 
     /// Starts mounting the rootfs; `None` if there is nothing to mount.
@@ -445,10 +475,10 @@ impl Shim {
         }
         let pid = bundle.pid(INIT_PID)?;
         let keeps_record = runtime.keeps_record(id, pid);
-        if keeps_record {
-            bundle.note_record_seen()?;
+        if keeps_record && let Err(e) = bundle.note_record_seen() {
+            log::warn!("container={id}: {}", chain(&e));
         }
-        let cgroup = Cgroup::of_process(pid).map(Rc::new);
+        let cgroup = Cgroup::of_init(pid, bundle, id).map(Rc::new);
         if let Err(e) = &cgroup {
             log::warn!("cgroup unknown container={id} pid={pid}: {e}");
         }
@@ -485,6 +515,8 @@ impl Shim {
             oom,
             keeps_record,
             is_killed_by_us: false,
+            last_oom: 0,
+            life: self.lives.replace(self.lives.get() + 1),
             start: CancelToken::default(),
             exec_starts: CancelToken::default(),
             deleters: Vec::new(),
@@ -583,6 +615,22 @@ impl Shim {
         let pid = self.run_exec(id, exec, &spec.unwrap_or_default()).await?;
         transition.succeed(Event::ExecStarted { exec: exec.clone(), pid })?;
         Ok(pid)
+    }
+
+    /// New channels for a container whose restoring has failed; those of the failed one are closed.
+    fn renew_io(&self, id: &Id) {
+        let renewed = self.with(id, |owned| {
+            if owned.state.init.pid != 0 {
+                return None;
+            }
+            let spool = owned.io.spool();
+            let plan =
+                Plan::new(&owned.state.init.stdio, self.namespace.as_str(), id.as_str(), spool).ok()?;
+            Some(std::mem::replace(&mut owned.io, ProcessIo::new(plan)))
+        });
+        if let Ok(Some(failed)) = renewed {
+            failed.close();
+        }
     }
 
     /// New channels for an exec whose start has failed; those of the failed one are closed.
@@ -841,6 +889,11 @@ impl Shim {
         let transition = self.begin(id, Event::PauseRequested, Verb::Pause)?;
         let runtime = self.with(id, |owned| owned.runtime.clone())?;
         let result = self.runtimes.command(&runtime, &["pause", id.as_str()]).await;
+        // It may have died meanwhile.
+        let dead = self.with(id, |owned| owned.cgroup.clone().filter(|_| owned.state.init_has_exited()));
+        if let Ok(Some(cgroup)) = dead {
+            thaw_dead(id, &cgroup);
+        }
         result.map_err(|failure| ShimError::Runtime { context: "OCI runtime pause failed", failure })?;
         transition.succeed(Event::Paused)
     }
@@ -912,6 +965,9 @@ impl Shim {
         })?;
         if ran && !io.drain(DRAIN_LIMIT).await {
             log::warn!("output still open {}s after Delete, closed container={id}", DRAIN_LIMIT.as_secs());
+        }
+        if ran && let Ok(Some(cgroup)) = self.with(id, |owned| owned.cgroup.clone()) {
+            thaw_dead(id, &cgroup);
         }
         if !keeps_record || runtime.has_record(id) {
             match self.runtimes.delete(&runtime, id, false).await {
@@ -1001,25 +1057,18 @@ impl Shim {
 
     // ---- Exits -------------------------------------------------------------------------------------------------------
 
-    /// A container's process was reaped: its last bytes go out, then the machine decides what is published when.
+    /// A container's process was reaped: its last bytes go out, then the machine decides what is published when. Whatever becomes of the rest, its
+    /// exit gets to the machine.
     pub fn process_exited(self: &Rc<Self>, exited: Exited) {
         let Exited { key: ProcessKey { container, exec }, pid, status } = exited;
-        self.report_oom_kills_at_exit(&container, exec.is_none().then_some(status));
-        let of_process = self.with(&container, |owned| match &exec {
-            None => (Some(Rc::clone(&owned.io)), owned.cgroup.clone()),
-            Some(exec) => (owned.exec_io.get(exec).cloned(), None),
-        });
-        let (io, cgroup) = of_process.unwrap_or_default();
-        if let Some(cgroup) = cgroup
-            && let Err(e) = cgroup.thaw_dead()
-        {
-            log::warn!("thaw a dead container container={container}: {e}");
+        let known = |owned: &mut Owned| owned.state.process(exec.as_ref()).map_or(0, |process| process.pid);
+        // Of an earlier container of this id, which was deleted before its init was seen to end.
+        if self.with(&container, known).is_ok_and(|known| known != 0 && known != pid) {
+            return log::warn!("exit of a process of an earlier container container={container} pid={pid}");
         }
-        // Whatever becomes of its output, its exit is told.
-        if let Some(io) = io
-            && catch_unwind(AssertUnwindSafe(|| io.process_exited())).is_err()
-        {
-            log::error!("the last output of a process is not copied container={container} pid={pid}");
+        let before = AssertUnwindSafe(|| self.before_exit(&container, exec.as_ref(), status));
+        if catch_unwind(before).is_err() {
+            log::error!("what comes before an exit failed container={container} pid={pid}");
         }
         let exit = Exit { status, at: Timestamp::now() };
         let event = match exec {
@@ -1028,6 +1077,22 @@ impl Shim {
         };
         if self.apply(&container, event).is_err() {
             log::warn!("exit of a process of a container that is gone container={container} pid={pid}");
+        }
+    }
+
+    fn before_exit(self: &Rc<Self>, id: &Id, exec: Option<&Id>, status: ExitStatus) {
+        tasks::fail_point("before exit");
+        self.report_oom_kills_at_exit(id, exec.is_none().then_some(status));
+        let of_process = self.with(id, |owned| match exec {
+            None => (Some(Rc::clone(&owned.io)), owned.cgroup.clone()),
+            Some(exec) => (owned.exec_io.get(exec).cloned(), None),
+        });
+        let (io, cgroup) = of_process.unwrap_or_default();
+        if let Some(cgroup) = cgroup {
+            thaw_dead(id, &cgroup);
+        }
+        if let Some(io) = io {
+            io.process_exited();
         }
     }
 
@@ -1108,7 +1173,9 @@ impl Shim {
     fn publish(&self, id: &Id, notice: Notice) {
         let container_id = id.to_string();
         match notice {
-            Notice::Start { pid } => self.events.push(Topic::Start, &events::TaskStart { container_id, pid }),
+            Notice::Start { pid } => {
+                self.events.push(Topic::Start, &events::TaskStart { container_id, pid });
+            }
             Notice::Exit { exec, pid, exit } => {
                 let id = exec.map_or_else(|| container_id.clone(), |exec| exec.to_string());
                 let (exit_status, exited_at) = (exit.status, Some(exit.at));
@@ -1124,16 +1191,23 @@ impl Shim {
                     &events::TaskDelete { container_id, pid, exit_status, exited_at, id },
                 );
             }
-            Notice::Oom => self.events.push_unless_waiting(
-                Topic::Oom,
-                &container_id.clone(),
-                &events::TaskContainer { container_id },
-            ),
-            Notice::Checkpointed { image: checkpoint } => {
-                self.events.push(Topic::Checkpointed, &events::TaskCheckpointed { container_id, checkpoint })
+            // One that waits says it for all that come meanwhile.
+            Notice::Oom => {
+                let last = self.with(id, |owned| owned.last_oom).unwrap_or(0);
+                if !self.events.is_waiting(last) {
+                    let number = self.events.push(Topic::Oom, &events::TaskContainer { container_id });
+                    let _ = self.with(id, |owned| owned.last_oom = number);
+                }
             }
-            Notice::Paused => self.events.push(Topic::Paused, &events::TaskContainer { container_id }),
-            Notice::Resumed => self.events.push(Topic::Resumed, &events::TaskContainer { container_id }),
+            Notice::Checkpointed { image: checkpoint } => {
+                self.events.push(Topic::Checkpointed, &events::TaskCheckpointed { container_id, checkpoint });
+            }
+            Notice::Paused => {
+                self.events.push(Topic::Paused, &events::TaskContainer { container_id });
+            }
+            Notice::Resumed => {
+                self.events.push(Topic::Resumed, &events::TaskContainer { container_id });
+            }
             Notice::ExecAdded(exec) => {
                 let exec_id = exec.to_string();
                 self.events.push(Topic::ExecAdded, &events::TaskExec { container_id, exec_id, pid: 0 });
@@ -1328,19 +1402,48 @@ struct Helper {
     report: OwnedFd,
 }
 
-/// Frees the id again if Create fails.
+/// The id of a container that is being created. Frees it again if Create fails, and undoes what a Create has done that comes to no end of its own.
 struct Reservation {
     shim: Rc<Shim>,
     id: Id,
-    fulfilled: Cell<bool>,
+    runtime: Runtime,
+    bundle: Bundle,
+    may_be_mounted: Cell<bool>,
+    may_be_known: Cell<bool>,
+    is_settled: Cell<bool>,
+}
+
+impl Reservation {
+    /// Create has made it, or has undone what it had done.
+    fn settle(self, is_made: bool) {
+        self.is_settled.set(true);
+        if !is_made {
+            self.shim.free(&self.id);
+        }
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if !self.fulfilled.get() {
-            self.shim.slots.borrow_mut().remove(&self.id);
-            self.shim.changed.notify_waiters();
+        if self.is_settled.get() {
+            return;
         }
+        let (shim, id) = (Rc::clone(&self.shim), self.id.clone());
+        let (may_be_known, may_be_mounted) = (self.may_be_known.get(), self.may_be_mounted.get());
+        if !may_be_known && !may_be_mounted {
+            return shim.free(&id);
+        }
+        let (runtime, bundle) = (self.runtime.clone(), self.bundle.clone());
+        tasks::spawn("undo of a create", async move {
+            log::error!("a create has come to no end, and is undone container={id}");
+            if may_be_known {
+                shim.undo_create(&runtime, &bundle, &id).await;
+            }
+            if may_be_mounted && let Err(reason) = shim.unmount(&bundle).await {
+                log::warn!("unmount after a failed create container={id}: {reason}");
+            }
+            shim.free(&id);
+        });
     }
 }
 
@@ -1368,6 +1471,13 @@ fn join_delete(owned: &mut Owned) -> Option<oneshot::Receiver<Deleted>> {
     let (sender, receiver) = oneshot::channel();
     owned.deleters.push(sender);
     Some(receiver)
+}
+
+/// An init that died frozen, or that is frozen after its death, cannot be deleted on v2.
+fn thaw_dead(id: &Id, cgroup: &Cgroup) {
+    if let Err(e) = cgroup.thaw_dead() {
+        log::warn!("thaw a dead container container={id}: {e}");
+    }
 }
 
 /// Refuses what would take one of the last descriptors.

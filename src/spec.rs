@@ -34,6 +34,9 @@ pub struct Namespace {
     pub path: String,
 }
 
+/// Namespaces that are read.
+const MAX_NAMESPACES: usize = 1024;
+
 impl Spec {
     /// Reads a config.json to the end of its object; `wants` says which annotations are kept.
     pub fn read(config: &[u8], wants: impl Fn(&str) -> bool) -> Result<Self, BadJson> {
@@ -116,6 +119,10 @@ fn read_namespaces(reader: &mut Reader, namespaces: &mut Vec<Namespace>) -> Resu
     let mut count = 0;
     let found = reader.list(|index, reader| {
         count = index + 1;
+        // There are eight kinds; what comes behind as many is for the runtime to refuse.
+        if count > MAX_NAMESPACES {
+            return reader.skip();
+        }
         if namespaces.len() < count {
             namespaces.push(Namespace::default());
         }

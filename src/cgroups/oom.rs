@@ -11,7 +11,10 @@
 //! - A cgroup that is killed as a whole (memory.oom.group) counts each of its processes, in its own time. It is one kill.
 
 use super::{Cgroup, path::MAX_DEPTH};
-use crate::{bundle::read_bounded, sys};
+use crate::{
+    bundle::{is_absent, read_bounded},
+    sys,
+};
 use rustix::{
     event::EventfdFlags,
     fs::{Mode, OFlags},
@@ -19,6 +22,7 @@ use rustix::{
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    ffi::OsString,
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
@@ -66,8 +70,8 @@ struct V1 {
     directory: PathBuf,
     /// Without it kills are told with the next look, at the exit at the latest.
     notice: Option<AsyncFd<Rc<OwnedFd>>>,
-    /// The kernel wants this descriptor open as long as the eventfd is armed.
-    _control: Option<OwnedFd>,
+    /// memory.oom_control: the kernel wants it open as long as the eventfd is armed, and it can be read when there are no more descriptors.
+    control: Option<OwnedFd>,
     /// Notices of which no kill has come yet. The removal of the cgroup is one, too.
     notices: Cell<u64>,
     noticed: Cell<Option<Instant>>,
@@ -90,17 +94,22 @@ struct V2 {
     parent: Option<Parent>,
 }
 
-/// What a parent's counter said when that of the container was last read.
+/// What a parent's counter said when that of the container was last read. It is believed as long as nobody but containers of ours lives
+/// below the parent: so it is in a pod.
 struct Parent {
     counters: PathBuf,
+    own: Rc<OsString>,
     ledger: Rc<Ledger>,
     killed: Cell<u64>,
     accounted: Cell<u64>,
 }
 
-/// Kills below one parent that were told of one container or another of ours.
+/// Kills below one parent that were told of one container or another of ours, and who these are.
 #[derive(Default)]
-struct Ledger(Cell<u64>);
+struct Ledger {
+    kills: Cell<u64>,
+    containers: RefCell<Vec<Weak<OsString>>>,
+}
 
 thread_local! {
     static LEDGERS: RefCell<HashMap<PathBuf, Weak<Ledger>>> = RefCell::default();
@@ -172,7 +181,12 @@ impl OomWatch {
             Version::V1(v1) => v1.read(before),
             Version::V2(v2) => v2.read(),
         };
-        let Some(now) = now else { return Look::Gone };
+        let now = match now {
+            Ok(now) => now,
+            Err(e) if is_absent(&e) || e.raw_os_error() == Some(libc::ENODEV) => return Look::Gone,
+            // Nothing can be said now.
+            Err(_) => return Look::Nothing,
+        };
         self.seen.set(now);
         let kills = now.kills.saturating_sub(before.kills);
         if let Version::V2(V2 { parent: Some(parent), .. }) = &self.version {
@@ -202,6 +216,7 @@ impl OomWatch {
             // One notice is that of the removal.
             Version::V1(v1) => {
                 v1.take_notices();
+                v1.forget_notices();
                 v1.notices.get() > 1
             }
             Version::V2(v2) => v2.parent.as_ref().is_some_and(Parent::has_lost_one),
@@ -211,8 +226,7 @@ impl OomWatch {
 
 impl V1 {
     fn arm(directory: &Path) -> io::Result<(Self, Counters)> {
-        let kills = v1_kills(directory);
-        let kills = kills.ok_or_else(|| io::Error::other("memory.oom_control does not count kills"))?;
+        let kills = v1_kills(directory)?;
         let (notice, control) = match arm_v1(directory) {
             Ok((notice, control)) => (Some(notice), Some(control)),
             Err(e) => {
@@ -223,7 +237,7 @@ impl V1 {
         let v1 = Self {
             directory: directory.to_owned(),
             notice,
-            _control: control,
+            control,
             notices: Cell::default(),
             noticed: Cell::default(),
             tree: Cell::new(Tree { own_kills: kills, kills, size: 1 }),
@@ -241,22 +255,32 @@ impl V1 {
         }
     }
 
-    /// After a notice, which says that the container itself, and not a cgroup of its own, was out of memory, a kill anywhere in the tree is
-    /// the container's.
-    fn read(&self, before: Counters) -> Option<Counters> {
-        self.take_notices();
-        let own_kills = v1_kills(&self.directory)?;
-        let last = self.tree.get();
-        let own = own_kills.saturating_sub(last.own_kills);
-        if self.noticed.get().is_some_and(|at| at.elapsed() > AFTER_NOTICE) {
+    /// A kill comes soon after its notice, or not at all.
+    fn forget_notices(&self) {
+        if self.noticed.get().is_none_or(|at| at.elapsed() > AFTER_NOTICE) {
             self.noticed.set(None);
             self.notices.set(0);
         }
-        let (now, new) = if self.noticed.get().is_none() {
+    }
+
+    /// After a notice, which says that the container itself, and not a cgroup of its own, was out of memory, a kill anywhere in the tree is
+    /// the container's.
+    fn read(&self, before: Counters) -> io::Result<Counters> {
+        self.take_notices();
+        let own_kills = match &self.control {
+            Some(control) => v1_field(&pread(control)?)?,
+            None => v1_kills(&self.directory)?,
+        };
+        let last = self.tree.get();
+        let own = own_kills.saturating_sub(last.own_kills);
+        self.forget_notices();
+        let (mut kills, mut size) = (0, 0);
+        let is_whole = self.noticed.get().is_some()
+            && v1_tree(&self.directory, MAX_DEPTH, &mut kills, &mut size).is_ok()
+            && size > 0;
+        let (now, new) = if !is_whole {
             (Tree { own_kills, kills: last.kills + own, size: last.size }, own)
         } else {
-            let (mut kills, mut size) = (0, 0);
-            v1_tree(&self.directory, MAX_DEPTH, &mut kills, &mut size);
             // A cgroup that has gone has taken its count along, which may have been the one.
             let is_missing = self.notices.get() > 0 && size < last.size && kills <= last.kills;
             let vanished = u64::from(is_missing);
@@ -267,7 +291,7 @@ impl V1 {
         if new > 0 {
             self.notices.set(0);
         }
-        Some(Counters { kills: before.kills + new, group_kills: 0 })
+        Ok(Counters { kills: before.kills + new, group_kills: 0 })
     }
 }
 
@@ -280,7 +304,11 @@ impl V2 {
         let (events, seen) = match file {
             Ok(file) => {
                 let seen = v2_counters(&pread(&file)?);
-                (Some(watched(file)?), seen)
+                let events = watched(file);
+                if let Err(e) = &events {
+                    log::warn!("out-of-memory kills are told at the exit only: {e}");
+                }
+                (events.ok(), seen)
             }
             Err(e) if counters.exists() => {
                 log::warn!("out-of-memory kills are told at the exit only: {e}");
@@ -288,21 +316,23 @@ impl V2 {
             }
             Err(e) => return Err(e.into()),
         };
-        let parent = directory.parent().and_then(Parent::new);
+        let parent = Parent::of(directory);
         Ok((Self { counters, events, parent }, seen))
     }
 
-    fn read(&self) -> Option<Counters> {
+    fn read(&self) -> io::Result<Counters> {
         let text = match &self.events {
-            Some(events) => pread(events.get_ref()).ok()?,
-            None => read_bounded(&self.counters, LONGEST as u64).ok()?,
+            Some(events) => pread(events.get_ref())?,
+            None => read_bounded(&self.counters, LONGEST as u64)?,
         };
-        Some(v2_counters(&text))
+        Ok(v2_counters(&text))
     }
 }
 
 impl Parent {
-    fn new(directory: &Path) -> Option<Self> {
+    /// That of a container's cgroup.
+    fn of(own: &Path) -> Option<Self> {
+        let (directory, name) = (own.parent()?, own.file_name()?);
         let counters = directory.join("memory.events");
         let killed = Cell::new(v2_kills(&counters)?);
         let ledger = LEDGERS.with_borrow_mut(|ledgers| {
@@ -314,30 +344,46 @@ impl Parent {
             ledgers.insert(directory.to_owned(), Rc::downgrade(&ledger));
             ledger
         });
-        let accounted = Cell::new(ledger.0.get());
-        Some(Self { counters, ledger, killed, accounted })
+        let accounted = Cell::new(ledger.kills.get());
+        let own = Rc::new(name.to_owned());
+        let mut containers = ledger.containers.borrow_mut();
+        containers.retain(|container| container.strong_count() > 0);
+        containers.push(Rc::downgrade(&own));
+        drop(containers);
+        Some(Self { counters, own, ledger, killed, accounted })
     }
 
     /// The container's own counter was read, and said so many more.
     fn account(&self, kills: u64) {
-        self.ledger.0.set(self.ledger.0.get() + kills);
-        if kills > 0
-            && let Some(killed) = v2_kills(&self.counters)
-        {
+        self.ledger.kills.set(self.ledger.kills.get() + kills);
+        if let Some(killed) = v2_kills(&self.counters) {
             self.killed.set(killed);
-            self.accounted.set(self.ledger.0.get());
+            self.accounted.set(self.ledger.kills.get());
         }
     }
 
     /// Whether there was a kill below it that nobody has accounted for; accounts for it.
     fn has_lost_one(&self) -> bool {
-        let Some(killed) = v2_kills(&self.counters) else { return false };
-        let accounted = self.ledger.0.get() - self.accounted.get();
+        let Some(killed) = v2_kills(&self.counters).filter(|_| self.is_exclusive()) else { return false };
+        let accounted = self.ledger.kills.get() - self.accounted.get();
         let has = killed.saturating_sub(self.killed.get()) > accounted;
         if has {
-            self.ledger.0.set(self.ledger.0.get() + 1);
+            self.ledger.kills.set(self.ledger.kills.get() + 1);
         }
         has
+    }
+
+    fn is_exclusive(&self) -> bool {
+        let Some(entries) = self.counters.parent().and_then(|parent| std::fs::read_dir(parent).ok()) else {
+            return false;
+        };
+        let containers = self.ledger.containers.borrow();
+        let is_ours = |name: &OsString| {
+            *name == *self.own || containers.iter().filter_map(Weak::upgrade).any(|ours| *ours == *name)
+        };
+        let mut directories =
+            entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        directories.all(|entry| is_ours(&entry.file_name()))
     }
 }
 
@@ -360,23 +406,38 @@ fn pread(file: &OwnedFd) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn v1_kills(directory: &Path) -> Option<u64> {
-    field(&read_bounded(&directory.join("memory.oom_control"), LONGEST as u64).ok()?, "oom_kill")
+fn v1_kills(directory: &Path) -> io::Result<u64> {
+    v1_field(&read_bounded(&directory.join("memory.oom_control"), LONGEST as u64)?)
 }
 
-/// The kills of a cgroup and of all below it, and how many there are.
-fn v1_tree(directory: &Path, depth: usize, kills: &mut u64, found: &mut usize) {
-    let Some(own) = v1_kills(directory) else { return };
-    *kills += own;
-    *found += 1;
-    if depth == 0 || *found >= MAX_BELOW {
-        return;
+fn v1_field(text: &[u8]) -> io::Result<u64> {
+    field(text, "oom_kill").ok_or_else(|| io::Error::other("memory.oom_control does not count kills"))
+}
+
+/// The kills of a cgroup and of all below it, and how many there are. What goes meanwhile is no error; that nothing can be read is.
+fn v1_tree(directory: &Path, depth: usize, kills: &mut u64, found: &mut usize) -> io::Result<()> {
+    match v1_kills(directory) {
+        Ok(own) => *kills += own,
+        Err(e) if is_absent(&e) || e.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+        Err(e) => return Err(e),
     }
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+    *found += 1;
+    if depth == 0 {
+        return Ok(());
+    }
+    let entries = match std::fs::read_dir(directory) {
+        Err(e) if is_absent(&e) => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries.flatten() {
+        if *found >= MAX_BELOW {
+            break;
+        }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            v1_tree(&entry.path(), depth - 1, kills, found);
+            v1_tree(&entry.path(), depth - 1, kills, found)?;
         }
     }
+    Ok(())
 }
 
 fn v2_counters(text: &[u8]) -> Counters {
@@ -409,7 +470,7 @@ mod tests {
         write(&own, 0, 0);
         // A plain file has no EPOLLPRI, and epoll refuses it.
         let seen = v2_counters(&read_bounded(&own.join("memory.events"), 1024).unwrap());
-        let v2 = V2 { counters: own.join("memory.events"), events: None, parent: Parent::new(dir.path()) };
+        let v2 = V2 { counters: own.join("memory.events"), events: None, parent: Parent::of(&own) };
         let watch = OomWatch {
             seen: Cell::new(seen),
             told: Cell::default(),
@@ -470,11 +531,41 @@ mod tests {
     #[test]
     fn a_kill_beside_it_is_not_its_own() {
         let (dir, own, watch) = v2();
-        let beside = Parent::new(dir.path()).unwrap();
+        let other = dir.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        let beside = Parent::of(&other).unwrap();
         write(dir.path(), 6, 0);
         beside.account(1);
         std::fs::remove_dir_all(&own).unwrap();
         assert_eq!((watch.look(), watch.was_killed_unseen()), (Look::Gone, false));
+        write(dir.path(), 7, 0);
+        assert!(watch.was_killed_unseen());
+    }
+
+    #[test]
+    fn a_parent_with_strangers_is_not_believed() {
+        let (dir, own, watch) = v2();
+        std::fs::create_dir(dir.path().join("stranger")).unwrap();
+        std::fs::remove_dir_all(&own).unwrap();
+        write(dir.path(), 6, 0);
+        assert_eq!((watch.look(), watch.was_killed_unseen()), (Look::Gone, false));
+    }
+
+    #[test]
+    fn an_old_notice_of_v1_says_nothing() {
+        let v1 = V1 {
+            directory: "/nowhere".into(),
+            notice: None,
+            control: None,
+            notices: Cell::new(2),
+            noticed: Cell::new(Some(Instant::now())),
+            tree: Cell::new(Tree { own_kills: 0, kills: 0, size: 1 }),
+        };
+        v1.forget_notices();
+        assert_eq!(v1.notices.get(), 2);
+        v1.noticed.set(Some(Instant::now() - 2 * AFTER_NOTICE));
+        v1.forget_notices();
+        assert_eq!(v1.notices.get(), 0);
     }
 
     #[test]
@@ -493,7 +584,7 @@ mod tests {
         let v1 = V1 {
             directory: own.to_owned(),
             notice: None,
-            _control: None,
+            control: None,
             notices: Cell::new(0),
             noticed: Cell::default(),
             tree: Cell::new(Tree { own_kills: 0, kills: 2, size: 3 }),

@@ -14,6 +14,8 @@ use std::{
 const ROOT: &str = "/sys/fs/cgroup";
 /// `f_type` of a cgroup2 mount (linux/magic.h).
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+/// Processes of a container that are listed, cgroup by cgroup: as many as a node can have by default.
+const MAX_PIDS: usize = 32_768;
 /// Depth of nested cgroups below a container that is looked at.
 pub(super) const MAX_DEPTH: usize = 16;
 
@@ -47,10 +49,31 @@ impl Cgroup {
         let text = String::from_utf8_lossy(&text);
         if is_unified() {
             let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+            // As the kernel writes of a dead process whose cgroup was removed.
+            let path = path.map(|path| path.strip_suffix(" (deleted)").unwrap_or(path));
             let path = path.ok_or_else(|| io::Error::other(format!("no cgroup of pid {pid}")))?;
             return Ok(Self::V2(Mounts::default().find("cgroup2", "", Path::new(ROOT), path)));
         }
         Ok(Self::V1(parse_v1(&text)))
+    }
+
+    /// Those of a container's init. One that has died already is in none of v1: the kernel shows it in the first of each hierarchy.
+    pub fn of_init(pid: u32, bundle: &Bundle, id: &Id) -> io::Result<Self> {
+        let found = match Self::of_process(pid)? {
+            Self::V1(mut paths) => {
+                paths.retain(|(_, path)| !is_root(path));
+                Self::V1(paths)
+            }
+            v2 => v2,
+        };
+        match &found {
+            Self::V1(paths) if paths.is_empty() => {}
+            Self::V2(path) if is_root(path) => {}
+            _ => return Ok(found),
+        }
+        let named =
+            Self::of_bundle(bundle, id).filter(|cgroup| cgroup.any_directory().is_some_and(Path::exists));
+        named.ok_or_else(|| io::Error::other(format!("pid {pid} is in no cgroup of its own")))
     }
 
     /// Where the runtime makes those of a container, as its bundle says; None also without a word on them..
@@ -60,7 +83,7 @@ impl Cgroup {
 
     /// Those of an absolute `linux.cgroupsPath` (OCI runtime specification, config-linux.md) that ends in `name`, whether or not they are there.
     /// None for a relative one, which the runtime interprets, nor for a systemd scope, which systemd removes.
-    fn at(path: &str, name: &str) -> Option<Self> {
+    pub fn at(path: &str, name: &str) -> Option<Self> {
         let is_plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
         let is_named = path.starts_with('/') && Path::new(path).file_name().is_some_and(|last| last == name);
         if !is_named || path.contains('\0') || !Path::new(path).components().all(is_plain) {
@@ -205,6 +228,9 @@ fn collect_pids(directory: &Path, depth: usize, pids: &mut Vec<u32>) -> io::Resu
         return Ok(());
     }
     for entry in std::fs::read_dir(directory)?.flatten() {
+        if pids.len() > MAX_PIDS {
+            break;
+        }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             // It may go while we look.
             let _ = collect_pids(&entry.path(), depth - 1, pids);
@@ -282,6 +308,12 @@ fn unescaped(text: &str) -> String {
         .iter()
         .zip([" ", "\t", "\n", "\\"])
         .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
+}
+
+/// Whether a cgroup is the first of its hierarchy, which is the host's: only that one has no `cgroup.type` (v2), and a `release_agent` (v1).
+fn is_root(directory: &Path) -> bool {
+    let has = |file: &str| directory.join(file).exists();
+    has("release_agent") || has("cgroup.controllers") && !has("cgroup.type")
 }
 
 fn below(root: &Path, path: &str) -> PathBuf {
@@ -390,6 +422,18 @@ mod tests {
         );
         assert!(joins(Cgroup::V2("/cleat-none".into()), Cgroup::V2("/dev".into())).is_err());
         assert!(joins(Cgroup::V2("/sys".into()), v1("/sys", "/dev")).is_err());
+    }
+
+    #[test]
+    fn the_first_of_a_hierarchy_is_the_hosts() {
+        for hierarchy in hierarchies().unwrap().into_iter().chain([PathBuf::from(ROOT)]) {
+            if hierarchy.join("cgroup.procs").exists() {
+                assert!(is_root(&hierarchy), "{}", hierarchy.display());
+            }
+        }
+        let own = Cgroup::of_process(std::process::id()).unwrap();
+        let below = own.directories().into_iter().find(|path| !hierarchies().unwrap().contains(path));
+        assert!(below.is_none_or(|path| !is_root(&path)));
     }
 
     #[test]

@@ -87,8 +87,6 @@ impl Topic {
 #[derive(Clone)]
 struct Queued {
     topic: Topic,
-    /// Of an event that counts once, however often it has happened.
-    merged_by: Option<Box<str>>,
     /// An encoded ForwardRequest.
     request: Rc<[u8]>,
     number: u64,
@@ -125,20 +123,8 @@ impl EventQueue {
         }
     }
 
-    /// Puts an event at the end, with the time of now.
-    pub fn push(&self, topic: Topic, event: &impl Message) {
-        self.append(topic, None, event);
-    }
-
-    /// The same, unless one like it waits already. Not counting the first, which may be under way.
-    pub fn push_unless_waiting(&self, topic: Topic, key: &str, event: &impl Message) {
-        let is_like = |q: &Queued| q.topic == topic && q.merged_by.as_deref() == Some(key);
-        if !self.queued.borrow().iter().skip(1).any(is_like) {
-            self.append(topic, Some(key.into()), event);
-        }
-    }
-
-    fn append(&self, topic: Topic, merged_by: Option<Box<str>>, event: &impl Message) {
+    /// Puts an event at the end, with the time of now. Returns its number.
+    pub fn push(&self, topic: Topic, event: &impl Message) -> u64 {
         let envelope = Envelope {
             timestamp: Some(Timestamp::now()),
             namespace: self.namespace.clone(),
@@ -148,7 +134,7 @@ impl EventQueue {
         let request = ForwardRequest { envelope: Some(envelope) }.encode_to_vec().into();
         let number = self.next.replace(self.next.get() + 1);
         let mut queued = self.queued.borrow_mut();
-        let event = Queued { topic, merged_by, request, number };
+        let event = Queued { topic, request, number };
         self.keep_for_followers(&event);
         queued.push_back(event);
         if queued.len() > BOUND
@@ -163,6 +149,13 @@ impl EventQueue {
             queued.remove(index);
         }
         self.changed.notify_waiters();
+        number
+    }
+
+    /// Whether this event waits, and not as the first, which may be under way.
+    pub fn is_waiting(&self, number: u64) -> bool {
+        self.queued.borrow().front().is_some_and(|first| first.number < number)
+            && self.queued.borrow().back().is_some_and(|last| last.number >= number)
     }
 
     fn keep_for_followers(&self, event: &Queued) {
@@ -371,19 +364,12 @@ mod tests {
     }
 
     #[test]
-    fn what_counts_once_waits_once() {
+    fn what_is_first_may_be_under_way() {
         let queue = EventQueue::new("ns");
-        for _ in 0..3 {
-            queue.push_unless_waiting(Topic::Oom, "a", &event());
-            queue.push_unless_waiting(Topic::Oom, "b", &event());
-        }
-        // The first may be under way: what has happened since is another.
-        assert_eq!(queue.len(), 3);
-        queue.push(Topic::Exit, &event());
-        let (first, _) = queue.head().unwrap();
+        let (first, second) = (queue.push(Topic::Oom, &event()), queue.push(Topic::Oom, &event()));
+        assert_eq!((queue.is_waiting(first), queue.is_waiting(second)), (false, true));
         queue.acknowledge(first);
-        queue.push_unless_waiting(Topic::Oom, "a", &event());
-        assert_eq!(queue.len(), 3);
+        assert_eq!((queue.is_waiting(second), queue.is_waiting(second + 1)), (false, false));
     }
 
     #[test]

@@ -103,13 +103,30 @@ fn admit(stream: UnixStream, handler: &Rc<dyn Handler>, load: &Rc<Load>) {
 
 /// Serves one connection until its client goes, or is cut off.
 pub async fn serve_connection(stream: UnixStream, handler: Rc<dyn Handler>, load: Rc<Load>) {
-    add(&load.connections, 1);
-    let shared = Rc::new(Shared::new(Rc::clone(&load)));
-    if let Err(e) = Client::new(stream, handler, Rc::clone(&shared)).run().await {
+    let connection = Connected::new(&load);
+    if let Err(e) = Client::new(stream, handler, Rc::clone(&connection.shared)).run().await {
         log::debug!("connection closed: {e}");
     }
-    shared.hung_up();
-    subtract(&load.connections, 1);
+}
+
+/// A connection that counts, however it ends.
+struct Connected {
+    load: Rc<Load>,
+    shared: Rc<Shared>,
+}
+
+impl Connected {
+    fn new(load: &Rc<Load>) -> Self {
+        add(&load.connections, 1);
+        Self { load: Rc::clone(load), shared: Rc::new(Shared::new(Rc::clone(load))) }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.shared.hung_up();
+        subtract(&self.load.connections, 1);
+    }
 }
 
 fn add(counter: &Cell<usize>, n: usize) {
@@ -305,12 +322,27 @@ impl Client {
             return self.shared.answer(header.stream, reply);
         }
         let shared = Rc::clone(&self.shared);
-        add(&shared.load.calls, 1);
+        let call = OpenCall { shared, stream: header.stream, reply: None };
+        add(&call.shared.load.calls, 1);
         tasks::spawn("call", async move {
-            let reply = answer.await;
-            subtract(&shared.load.calls, 1);
-            shared.answer(header.stream, reply);
+            let mut call = call;
+            call.reply = Some(answer.await);
         });
+    }
+}
+
+/// A call that is answered when it ends, however it does.
+struct OpenCall {
+    shared: Rc<Shared>,
+    stream: u32,
+    reply: Option<Reply>,
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        subtract(&self.shared.load.calls, 1);
+        let failed = || Err(Status::new(Code::Internal, "the shim failed in this call"));
+        self.shared.answer(self.stream, self.reply.take().unwrap_or_else(failed));
     }
 }
 

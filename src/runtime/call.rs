@@ -212,7 +212,7 @@ impl Caller {
 
     /// `update --resources -`, with the resources on stdin.
     pub async fn update(&self, runtime: &Runtime, id: &Id, resources: &[u8]) -> Result<(), Failure> {
-        let stdin = sys::fd::input(resources)
+        let stdin = sys::fd::once(resources)
             .map_err(|e| Failure::NotStarted { reason: format!("keep the resources: {e}") })?;
         let mut command = runtime.command();
         command.args(["update", "--resources", "-", id.as_str()]);

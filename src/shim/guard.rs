@@ -45,6 +45,8 @@ impl Verb {
 pub(super) struct Transition {
     shim: Rc<Shim>,
     id: Id,
+    /// Which container of that id.
+    life: u64,
     /// `None`: it has been said how it ended.
     verb: Option<Verb>,
 }
@@ -63,13 +65,23 @@ impl Shim {
 
     /// Of something that the machine itself has begun.
     pub(super) fn under_way(self: &Rc<Self>, id: &Id, verb: Verb) -> Transition {
-        Transition { shim: Rc::clone(self), id: id.clone(), verb: Some(verb) }
+        let life = self.with(id, |owned| owned.life).unwrap_or(u64::MAX);
+        Transition { shim: Rc::clone(self), id: id.clone(), life, verb: Some(verb) }
     }
 }
 
 impl Transition {
+    /// Whether its container is there still, and not another one of the same id.
+    fn is_about_its_own(&self) -> bool {
+        self.shim.with(&self.id, |owned| owned.life).is_ok_and(|life| life == self.life)
+    }
+
     /// It went well.
     pub(super) fn succeed(mut self, event: Event) -> Result<(), ShimError> {
+        if !self.is_about_its_own() {
+            self.verb = None;
+            return Err(ShimError::NotCreated);
+        }
         self.shim.apply(&self.id, event)?;
         self.verb = None;
         Ok(())
@@ -78,9 +90,11 @@ impl Transition {
 
 impl Drop for Transition {
     fn drop(&mut self) {
-        let Some(verb) = self.verb.take() else { return };
-        if let Verb::StartExec(exec) = &verb {
-            self.shim.renew_exec_io(&self.id, exec);
+        let Some(verb) = self.verb.take().filter(|_| self.is_about_its_own()) else { return };
+        match &verb {
+            Verb::StartExec(exec) => self.shim.renew_exec_io(&self.id, exec),
+            Verb::Start => self.shim.renew_io(&self.id),
+            _ => {}
         }
         // The container may have gone.
         let _ = self.shim.apply(&self.id, verb.failure());

@@ -9,9 +9,6 @@ use crate::{
 };
 use std::{rc::Rc, time::Duration};
 
-/// Status of a process that died of SIGKILL.
-const KILLED: u32 = 137;
-
 /// A container's watch, and the task that waits for its notices; both go with the container.
 pub(super) struct OomGuard {
     watch: Rc<OomWatch>,
@@ -20,6 +17,10 @@ pub(super) struct OomGuard {
 
 impl Shim {
     pub(super) fn arm_oom_watch(self: &Rc<Self>, id: &Id, cgroup: &Cgroup) -> Option<OomGuard> {
+        // What has happened beside it is accounted for before it counts.
+        for other in self.ids() {
+            self.report_oom_kills(&other);
+        }
         let watch = match OomWatch::arm(cgroup) {
             Ok(watch) => Rc::new(watch),
             Err(e) => {
@@ -57,7 +58,7 @@ impl Shim {
     /// Before all else that an exit asks for: systemd removes the scope of a dead container, and its counters, as soon as it can.
     /// `init` is the status of an init.
     pub(super) fn report_oom_kills_at_exit(self: &Rc<Self>, id: &Id, init: Option<u32>) {
-        if self.report_oom_kills(id) != Look::Gone || init != Some(KILLED) {
+        if self.report_oom_kills(id) != Look::Gone || init.is_none_or(|status| status == 0) {
             return;
         }
         let unseen = self.with(id, |owned| {

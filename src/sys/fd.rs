@@ -90,6 +90,16 @@ pub fn input(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
+/// A descriptor from which this is read once: a pipe, if it takes all at once, since a service may have a limit of file sizes.
+pub fn once(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&write, true)?;
+    match rustix::io::write(&write, bytes) {
+        Ok(written) if written == bytes.len() => Ok(read),
+        _ => input(bytes),
+    }
+}
+
 /// Descriptors that are kept free for what ends processes, and for clients.
 const KEPT_FREE: u64 = 32;
 

@@ -183,3 +183,26 @@ fn systemd_scopes_that_go_tell_no_kill_of_a_neighbour() {
     events.wait_for("delete", 2);
     assert_eq!((count(&events, "a", "oom"), count(&events, "b", "oom")), (0, 1));
 }
+
+// Reading the counters takes no descriptor that is not there already.
+#[test]
+fn a_kill_is_told_though_there_is_no_descriptor_left() {
+    let rig = Rig::new();
+    let events = rig.events();
+    let script = format!("while [ ! -e /go ]; do sleep 0.1; done; {GREEDY}");
+    rig.run_with(&["--runtime", CLEAT, "--memory-limit", LIMIT], "a", &["sh", "-c", &script]);
+    let mut direct = rig.direct("a");
+    direct.state("a", "").unwrap();
+    let shim = rig.shim().to_string();
+    let limit = |files: &str| {
+        let status = std::process::Command::new("prlimit").args(["--pid", &shim, files]).status();
+        assert!(status.unwrap().success());
+    };
+    limit("--nofile=4:");
+    fs::write(format!("/proc/{}/root/go", rig.init("a")), "").unwrap();
+    assert_eq!(wait(&mut direct, ""), 137);
+    limit("--nofile=1024:");
+    rig.remove("a");
+    events.wait_for("delete", 1);
+    assert_eq!(count(&events, "a", "oom"), 1, "{:?}", events.of("a"));
+}

@@ -157,3 +157,121 @@ fn an_exec_that_waits_for_its_start_dies_with_the_runtime_call_only() {
         .unwrap();
     rig.remove("a");
 }
+
+// Another containerd may have a container of that name, whose records are elsewhere.
+#[test]
+fn a_delete_kills_nobody_in_a_cgroup_that_was_there_before() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let other = rig.dir.join("other/a");
+    fs::create_dir_all(&other).unwrap();
+    fs::copy(rig.bundle("a").join("config.json"), other.join("config.json")).unwrap();
+    let elsewhere = rig.dir.join("elsewhere");
+    fs::write(other.join("options.json"), format!("{{\"root\":\"{}\"}}", elsewhere.display())).unwrap();
+    fs::write(other.join("runtime"), "runc").unwrap();
+    delete_action(&rig, &other, "a");
+    assert_eq!(rig.status("a").as_deref(), Some("RUNNING"));
+    rig.remove("a");
+}
+
+fn delete_action(rig: &Rig, bundle: &Path, id: &str) {
+    let mut command = std::process::Command::new(support::shim_binary());
+    command.args(["-namespace", &rig.namespace, "-id", id, "-address", "/nowhere", "-bundle"]);
+    let output = command.arg(bundle).arg("delete").current_dir(bundle).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_delete_that_was_not_waited_for_does_not_meet_the_next_container() {
+    let rig = Rig::new();
+    let gate = rig.dir.join("gate");
+    let text = format!(
+        "case \"$*\" in *' delete --force '*) mkdir {} 2>/dev/null && sleep 12;; esac",
+        gate.display()
+    );
+    let runtime = rig.runtime_script(&text);
+    rig.run_with(&flags(&runtime), "a", &["sleep", "1000"]);
+    let begun = std::time::Instant::now();
+    kill(rig.shim(), libc::SIGKILL);
+    until("containerd has cleared up", || rig.status("a").is_none());
+    let run = || {
+        let _ = rig.try_ctr(["container", "rm", "a"]);
+        let words =
+            [&["run", "-d", "--null-io"], &flags(&runtime)[..], &[support::IMAGE, "a", "sleep", "1000"]];
+        rig.try_ctr(words.concat()).status.success()
+    };
+    until("it runs again", run);
+    let init = rig.init("a");
+    // By then the first one would have come to its work.
+    std::thread::sleep(std::time::Duration::from_secs(14).saturating_sub(begun.elapsed()));
+    assert!(alive(init));
+    rig.remove("a");
+}
+
+// The same bundle once more, as callers other than containerd do it: what is said there of the first container is not true of the second.
+#[test]
+fn a_second_life_in_a_bundle_inherits_nothing() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    let bundle = support::bundle_beside(&rig, |_| {});
+    let mut create =
+        api::CreateTaskRequest { id: "b".into(), bundle: support::text(&bundle), ..Default::default() };
+    direct.call::<api::PidResponse>("Create", &create).unwrap();
+    direct.call::<api::PidResponse>("Start", &process("b", "")).unwrap();
+    signal(&mut direct, "b", "", 9).unwrap();
+    direct.call::<api::WaitResponse>("Wait", &process("b", "")).unwrap();
+    direct.call::<api::DeleteResponse>("Delete", &process("b", "")).unwrap();
+    let (runtime, root) = elsewhere(&rig);
+    let options = cleat::protocol::options::Options { binary_name: runtime[3].clone(), ..Default::default() };
+    let value = prost::Message::encode_to_vec(&options);
+    create.options = Some(cleat::protocol::Any { type_url: "containerd.runc.v1.Options".into(), value });
+    let pid = direct.call::<api::PidResponse>("Create", &create).unwrap().pid;
+    direct.call::<api::PidResponse>("Start", &process("b", "")).unwrap();
+    kill(rig.shim(), libc::SIGKILL);
+    until("the shim has gone", || rig.shims().is_empty());
+    delete_action(&rig, &bundle, "b");
+    until("it has ended", || !alive(pid) && records(&root) == 0);
+    until("containerd has cleared up", || rig.status("a").is_none());
+    rig.ctr(["container", "rm", "a"]);
+}
+
+// The kernel shows a dead process in the first cgroup of each hierarchy of v1, which is the host's.
+#[test]
+fn an_init_that_is_dead_already_is_not_the_whole_host() {
+    let rig = Rig::new();
+    let text = format!(
+        "case \"$*\" in *' create '*) runc \"$@\" || exit 1; kill -9 $(cat {}); sleep 0.3; exit 0;; esac",
+        rig.bundle("a").join("init.pid").display()
+    );
+    let runtime = rig.runtime_script(&text);
+    let words = [&["run", "-d", "--null-io"], &flags(&runtime)[..], &[support::IMAGE, "a", "sleep", "1000"]];
+    let mut run = rig.ctr_command(words.concat()).spawn().unwrap();
+    until("there is a task", || rig.status("a").is_some());
+    let mut direct = rig.direct("a");
+    let id = api::ContainerRequest { id: "a".into() };
+    if let Ok(pids) = direct.call::<api::PidsResponse>("Pids", &id) {
+        assert!(pids.processes.len() <= 1, "{:?}", pids.processes);
+    }
+    let _ = run.wait();
+    let _ = rig.try_ctr(["task", "delete", "-f", "a"]);
+    let _ = rig.try_ctr(["container", "rm", "a"]);
+}
+
+#[test]
+fn a_pause_that_crosses_the_end_of_the_init_leaves_nothing_frozen() {
+    if !support::is_unified() {
+        return;
+    }
+    let rig = Rig::new();
+    let text = format!(
+        "case \"$*\" in *' pause '*) kill -9 $(cat {0}); sleep 0.5; echo 1 > /sys/fs/cgroup/{1}/a/cgroup.freeze; exit 0;; esac",
+        rig.bundle("a").join("init.pid").display(),
+        rig.namespace
+    );
+    let runtime = rig.runtime_script(&text);
+    rig.run_with(&flags(&runtime), "a", &["sleep", "1000"]);
+    let _ = rig.try_ctr(["task", "pause", "a"]);
+    until("it has ended", || rig.status("a").as_deref() == Some("STOPPED"));
+    rig.remove("a");
+}

@@ -200,3 +200,68 @@ fn a_second_pod_of_the_same_runtime_is_not_touched() {
     assert_eq!(rig.status("b").as_deref(), Some("RUNNING"));
     rig.remove("b");
 }
+
+#[test]
+fn an_exit_is_told_though_all_that_comes_before_it_fails() {
+    let rig = debug_rig();
+    let events = rig.events();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    fail_next(&mut direct, "before exit");
+    assert_eq!(direct.exec_to_end("a", "e", "exit 3"), 3);
+    fail_next(&mut direct, "before exit");
+    kill(rig.init("a"), libc::SIGKILL);
+    assert_eq!(wait(&mut direct, ""), 137);
+    events.wait_for("exit", 2);
+    rig.remove("a");
+}
+
+#[test]
+fn a_create_that_panics_is_undone() {
+    let rig = debug_rig();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    let bundle = support::bundle_beside(&rig, |config| config["root"]["path"] = "rootfs".into());
+    let rootfs = cleat::protocol::Mount {
+        r#type: "bind".into(),
+        source: support::text(&rig.bundle("a").join("rootfs")),
+        options: vec!["rbind".into()],
+        ..Default::default()
+    };
+    let create = api::CreateTaskRequest {
+        id: "b".into(),
+        bundle: support::text(&bundle),
+        rootfs: vec![rootfs],
+        ..Default::default()
+    };
+    fail_next(&mut direct, "runtime call");
+    assert_eq!(direct.call::<api::PidResponse>("Create", &create).unwrap_err().code, Code::Internal as i32);
+    let mounts = || support::read_all("/proc/self/mountinfo");
+    until("its rootfs is unmounted", || !mounts().contains(&support::text(&bundle.join("rootfs"))));
+    // The id is free again.
+    until("it can be created", || direct.call::<api::PidResponse>("Create", &create).is_ok());
+    signal(&mut direct, "b", "", 9).unwrap();
+    direct.call::<api::WaitResponse>("Wait", &process("b", "")).unwrap();
+    direct.call::<api::DeleteResponse>("Delete", &process("b", "")).unwrap();
+    rig.remove("a");
+}
+
+#[test]
+fn connections_count_however_they_end() {
+    let rig = debug_rig();
+    rig.run("a", &["sleep", "1000"]);
+    let connections = || {
+        let mut direct = rig.direct("a");
+        let inspected: cleat::protocol::inspect::InspectResponse =
+            direct.call_service(cleat::protocol::inspect::SERVICE, "Inspect", &Empty {}).unwrap();
+        inspected.connections
+    };
+    let before = connections();
+    for _ in 0..3 {
+        let mut victim = rig.direct("a");
+        fail_next(&mut victim, "connection");
+        until("it is cut off", || victim.try_state("a").is_none());
+    }
+    until("they are gone", || connections() <= before);
+    rig.remove("a");
+}

@@ -89,6 +89,15 @@ impl Direct {
         waited.exit_status
     }
 
+    /// State of an init; `None` if the shim has hung up.
+    pub fn try_state(&mut self, id: &str) -> Option<()> {
+        let request = api::ProcessRequest { id: id.into(), exec_id: String::new() };
+        let payload = request.encode_to_vec();
+        let sent = self.runtime.block_on(self.connection.send(service(), "State", &payload, None));
+        let received = sent.ok().map(|_| self.runtime.block_on(self.connection.receive()));
+        received?.ok().map(|_| ())
+    }
+
     /// State of the init, or of an exec.
     pub fn state(&mut self, id: &str, exec: &str) -> Result<api::StateResponse, Status> {
         self.call("State", &api::ProcessRequest { id: id.into(), exec_id: exec.into() })
