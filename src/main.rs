@@ -1,6 +1,6 @@
 //! argv → one of start, delete, serve, info, version → exit code. Under the name of a helper: that helper.
 
-use cleat::{args, args::Invocation, cleanup, info, native, remedy::told, serve, start, sys};
+use cleat::{args, args::Invocation, cleanup, info, io::file, native, remedy::told, serve, start, sys};
 use std::{
     io::{self, Write},
     process::ExitCode,
@@ -9,6 +9,9 @@ use std::{
 fn main() -> ExitCode {
     if program_name() == native::NAME {
         native::run();
+    }
+    if program_name() == file::NAME {
+        return file::run();
     }
     sys::signals::expect_children();
     match run() {

@@ -412,8 +412,7 @@ impl Shim {
             self.insert(request, &runtime, io, manner, Born::default());
             return Ok(0);
         }
-        io.start_logger(&self.reaper).await?;
-        io.open_stdin()?;
+        io.open(&self.reaper).await?;
         let console = io.is_terminal().then(|| ConsoleSocket::bind(bundle, "init")).transpose()?;
         let mut arguments = Vec::new();
         if let Some(console) = &console {
@@ -655,8 +654,7 @@ impl Shim {
                 io.map(|io| (owned.runtime.clone(), owned.options.clone(), io, bundle, starts))
             })?
             .ok_or_else(|| Refusal::NoExec(exec.clone()))?;
-        io.start_logger(&self.reaper).await?;
-        io.open_stdin()?;
+        io.open(&self.reaper).await?;
         let ends = io.pipes_unless_terminal(&options)?;
         if let Some(ends) = &ends
             && let Some((pid, birth)) = self.exec_natively(id, exec, spec, ends).await

@@ -110,6 +110,18 @@ impl Turn<'_> {
         Ok((pid, self.watched(pid, false).await))
     }
 
+    /// The same for one whose file may lie on a file system that hangs ([`Program::start_apart`]).
+    pub async fn start_apart(
+        self,
+        program: &Program,
+        more: &[OwnedFd],
+        failed: OwnedFd,
+    ) -> io::Result<(u32, impl Future<Output = ExitStatus> + use<>)> {
+        let pid = program.start_apart(more, &failed)?;
+        drop(failed);
+        Ok((pid, self.watched(pid, false).await))
+    }
+
     /// Watches the program. The turn ends when everything else has had its own.
     async fn watched(self, pid: u32, is_brief: bool) -> impl Future<Output = ExitStatus> + use<> {
         let ended = self.reaper.watch(pid, is_brief);

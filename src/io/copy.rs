@@ -11,14 +11,13 @@ use super::{
 use crate::{protocol::inspect, sys};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{FileType, Mode, OFlags},
+    fs::{Mode, OFlags},
     io::Errno,
-    pipe::{SpliceFlags, fcntl_setpipe_size, splice},
+    pipe::{SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, splice},
 };
 use std::{
-    cell::{Cell, OnceCell, RefCell},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::PathBuf,
+    cell::{Cell, RefCell},
+    os::fd::{AsRawFd, OwnedFd},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -51,8 +50,9 @@ const MEMORY: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Pause when a source says that it is ready and has nothing, over and over (a fifo between two writers).
 const SPURIOUS_PAUSE: Duration = Duration::from_millis(10);
-/// How often a log file is looked for under its name, to notice that it was rotated.
-const ROTATION_LOOK: Duration = Duration::from_millis(100);
+/// Pauses between looks at a console that nobody has open, where we cannot keep it open ourselves. They grow.
+const FIRST_AWAY_LOOK: Duration = Duration::from_millis(10);
+const LONGEST_AWAY_LOOK: Duration = Duration::from_secs(1);
 
 /// Longest pause between two looks whether what an ended process has written was read. Pauses grow with the time that has passed, so the
 /// reader sees the end a third later than it might, and a reader that never comes costs nothing.
@@ -88,6 +88,8 @@ pub(super) enum Progress {
     },
     /// There is more, but others want their turn.
     Busy,
+    /// A console that nobody has open now.
+    Away,
     /// The source has ended and all is written, or the sink is broken.
     Ended,
 }
@@ -101,24 +103,11 @@ pub(super) enum OnWriteError {
     Drop,
 }
 
-/// Where bytes go.
-pub(super) enum Sink {
-    /// A fifo, a pipe or a console, non-blocking; or a file that stays.
-    Stream(Rc<OwnedFd>),
-    /// A file that is opened again when its name leads elsewhere (log rotation).
-    File {
-        /// Opened for appending.
-        fd: OwnedFd,
-        /// Its name.
-        path: PathBuf,
-    },
-}
-
 /// A copy in progress.
 pub(super) struct Copy {
     name: &'static str,
-    source: RefCell<Option<Rc<Source>>>,
-    sink: RefCell<Option<Rc<Outlet>>>,
+    source: RefCell<Option<Rc<Watched>>>,
+    sink: RefCell<Option<Rc<Watched>>>,
     spool: RefCell<Spool>,
     /// The sink has been full for so long that the source is spooled.
     spooling: Cell<bool>,
@@ -135,68 +124,61 @@ pub(super) struct Copy {
     /// The source was let go, or both sides were closed.
     let_go: Notify,
     on_write_error: OnWriteError,
-    /// A read(2) of a pipe returns all that is there; one of a console may not, and would not be woken for the rest.
-    short_read_is_all: bool,
+    /// The source is a console: a read(2) may not return all that is there, and we would not be woken for the rest.
+    is_console: bool,
+    /// A console's EIO is its end. Before the end of its process it says only that nobody has it open: somebody may open it again.
+    may_end: Cell<bool>,
     copied: Cell<u64>,
     dropped: Cell<u64>,
     dropping: Cell<bool>,
 }
 
-/// Where bytes come from.
-struct Source {
+/// A descriptor, and its place in the event loop: one, whoever reads and writes it, for the kernel takes a descriptor only once.
+pub(super) struct Watched {
     fd: Rc<OwnedFd>,
-    /// With the event loop; not during a chatter, when the kernel would report each write.
+    interest: Interest,
+    /// Its file system may hang: nothing is asked of it once more.
+    is_remote: bool,
     registered: RefCell<Option<Rc<AsyncFd<Rc<OwnedFd>>>>>,
 }
 
-/// An open sink.
-struct Outlet {
-    fd: RefCell<Rc<OwnedFd>>,
-    /// The file's name, and when it was last looked for.
-    path: Option<(PathBuf, Cell<Instant>)>,
-    /// Made when the sink is full for the first time: most never are.
-    registered: OnceCell<AsyncFd<Rc<OwnedFd>>>,
-}
-
 impl Copy {
-    /// Prepares a copy; both descriptors are non-blocking (a regular file need not be).
+    /// Prepares a copy; both descriptors are non-blocking.
     pub(super) fn new(
         name: &'static str,
-        fd: Rc<OwnedFd>,
-        sink: Sink,
+        source: Rc<Watched>,
+        sink: Rc<Watched>,
         on_write_error: OnWriteError,
         policy: Policy,
     ) -> std::io::Result<Rc<Self>> {
-        let outlet = Outlet::new(sink);
+        let is_console = rustix::termios::isatty(source.fd());
         // Without a look at the source: splice itself says whether it is a pipe.
-        let can_splice = outlet.path.is_none() && is_fifo(&outlet.fd.borrow());
-        let short_read_is_all = !rustix::termios::isatty(&*fd);
-        let source = Source { fd, registered: RefCell::default() };
+        let can_splice = !is_console && is_fifo(sink.fd());
         source.registered()?;
-        let mut copy = Self::idle(name, outlet, on_write_error, policy);
-        copy.source = RefCell::new(Some(Rc::new(source)));
-        copy.can_splice = Cell::new(can_splice && short_read_is_all);
-        copy.short_read_is_all = short_read_is_all;
+        let mut copy = Self::idle(name, sink, on_write_error, policy);
+        copy.source = RefCell::new(Some(source));
+        copy.can_splice = Cell::new(can_splice);
+        copy.is_console = is_console;
+        copy.may_end = Cell::new(!is_console);
         Ok(Rc::new(copy))
     }
 
     /// Keeps a fifo open that the process itself writes into, for both directions: so neither a reader that goes ends or harms the process,
     /// nor does the process's end take along what nobody has read.
-    pub(super) fn direct(name: &'static str, fifo: Rc<OwnedFd>) -> Rc<Self> {
-        let mut copy =
-            Self::idle(name, Outlet::new(Sink::Stream(Rc::clone(&fifo))), OnWriteError::Drop, Policy::OFF);
+    pub(super) fn direct(name: &'static str, fifo: Rc<Watched>) -> Rc<Self> {
+        let mut copy = Self::idle(name, Rc::clone(&fifo), OnWriteError::Drop, Policy::OFF);
         copy.direct = true;
         if copy.may_widen() {
-            let _ = fcntl_setpipe_size(&*fifo, WIDE);
+            let _ = fcntl_setpipe_size(fifo.fd(), WIDE);
         }
         Rc::new(copy)
     }
 
-    fn idle(name: &'static str, outlet: Outlet, on_write_error: OnWriteError, policy: Policy) -> Self {
+    fn idle(name: &'static str, sink: Rc<Watched>, on_write_error: OnWriteError, policy: Policy) -> Self {
         Self {
             name,
             source: RefCell::default(),
-            sink: RefCell::new(Some(Rc::new(outlet))),
+            sink: RefCell::new(Some(sink)),
             spool: RefCell::new(Spool::new(policy)),
             spooling: Cell::new(false),
             flood: Cell::new(false),
@@ -207,7 +189,8 @@ impl Copy {
             unread: RefCell::default(),
             let_go: Notify::new(),
             on_write_error,
-            short_read_is_all: true,
+            is_console: false,
+            may_end: Cell::new(true),
             copied: Cell::new(0),
             dropped: Cell::new(0),
             dropping: Cell::new(false),
@@ -220,7 +203,7 @@ impl Copy {
             self.let_go.notified().await;
         }
         let mut progress = Some(Progress::SourceEmpty);
-        let mut spurious = 0;
+        let (mut spurious, mut away) = (0, FIRST_AWAY_LOOK);
         while let Some(before) = progress {
             let copied = self.copied.get();
             let source = self.source.borrow().clone();
@@ -239,8 +222,22 @@ impl Copy {
                     tokio::task::yield_now().await;
                     Some(self.pump())
                 }
+                (Progress::Away, Some(source)) => {
+                    // The loop would be woken for ever: EPOLLHUP stays.
+                    source.rest();
+                    tokio::select! {
+                        () = tokio::time::sleep(away) => {}
+                        () = self.let_go.notified() => {}
+                    }
+                    away = (away * 3 / 2).min(LONGEST_AWAY_LOOK);
+                    Some(self.pump())
+                }
+                (Progress::Away, None) => Some(self.pump()),
                 (Progress::Ended, _) => None,
             };
+            if self.copied.get() != copied {
+                away = FIRST_AWAY_LOOK;
+            }
             let is_idle = self.copied.get() == copied && !self.spooling.get() && !self.chatter.goes_on();
             spurious = if is_idle { spurious + 1 } else { 0 };
             if spurious > 8 {
@@ -251,7 +248,7 @@ impl Copy {
     }
 
     /// Waits until the source has something, and moves it. `None`: there is nothing to wait for any more.
-    async fn when_readable(&self, source: &Source) -> Option<Progress> {
+    async fn when_readable(&self, source: &Watched) -> Option<Progress> {
         let copied = self.copied.get();
         let watched = source.registered().ok()?;
         tokio::select! {
@@ -273,10 +270,10 @@ impl Copy {
     }
 
     /// Moves what the source has got by the next beat.
-    async fn at_beat(&self, source: &Source) -> Progress {
+    async fn at_beat(&self, source: &Watched) -> Progress {
         let copied = self.copied.get();
         // Else the kernel would wake us for each write all the same.
-        source.registered.take();
+        source.rest();
         tokio::select! {
             () = beat::next() => {}
             () = self.let_go.notified() => {}
@@ -287,9 +284,9 @@ impl Copy {
     }
 
     /// Waits until the sink takes more, or, while it does not, until the source has something that may be spooled.
-    async fn when_writable(&self, source: Option<Rc<Source>>) -> Option<Progress> {
+    async fn when_writable(&self, source: Option<Rc<Watched>>) -> Option<Progress> {
         let sink = self.sink.borrow().clone()?;
-        let writable = sink.registered()?;
+        let writable = sink.registered().ok()?;
         let readable = source.map(|source| source.registered()).transpose().ok()?;
         let may_spool = !self.spooling.get() && self.spool.borrow().is_on();
         tokio::select! {
@@ -317,12 +314,15 @@ impl Copy {
     pub(super) fn finish(&self) {
         let Some(sink) = self.sink.borrow_mut().take() else { return };
         self.close();
-        let fd = Rc::clone(&sink.fd.borrow());
+        let fd = Rc::clone(&sink.fd);
         if self.on_write_error == OnWriteError::Drop && bytes_held(&fd) > 0 {
             // For writing only: what is in the fifo stays, and its readers can be told from ourselves.
             let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
             let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let kept = rustix::fs::open(path, flags, Mode::empty()).map_or(fd, Rc::new);
+            let kept = match sink.is_remote {
+                true => fd,
+                false => rustix::fs::open(path, flags, Mode::empty()).map_or(fd, Rc::new),
+            };
             self.unread.replace(Some(kept));
         }
     }
@@ -354,22 +354,20 @@ impl Copy {
     pub(super) fn pump(&self) -> Progress {
         let Some(sink) = self.sink.borrow().clone() else { return Progress::Ended };
         let source = self.source.borrow().clone();
-        with_scratch(|scratch| self.move_bytes(source.as_deref().map(|source| &*source.fd), &sink, scratch))
+        with_scratch(|scratch| self.move_bytes(source.as_deref().map(Watched::fd), sink.fd(), scratch))
     }
 
-    fn move_bytes(&self, source: Option<&OwnedFd>, sink: &Outlet, scratch: &mut [u8]) -> Progress {
-        sink.follow_name();
-        let sink = Rc::clone(&sink.fd.borrow());
+    fn move_bytes(&self, source: Option<&OwnedFd>, sink: &OwnedFd, scratch: &mut [u8]) -> Progress {
         let mut moved = 0;
         while moved < BUDGET {
             let step = if self.spool.borrow().is_empty() {
                 match source {
-                    Some(source) => self.step(source, &sink, scratch),
+                    Some(source) => self.step(source, sink, scratch),
                     None => return Progress::Ended,
                 }
             } else {
                 let mut spool = self.spool.borrow_mut();
-                match spool.replay(scratch, |bytes| self.write(&sink, bytes)) {
+                match spool.replay(scratch, |bytes| self.write(sink, bytes)) {
                     None => return Progress::Ended,
                     Some(()) if spool.is_empty() => continue,
                     Some(()) => Step::SinkFull,
@@ -381,6 +379,7 @@ impl Copy {
                     self.spooling.set(false);
                     return Progress::SourceEmpty;
                 }
+                Step::Away => return Progress::Away,
                 Step::Ended => return Progress::Ended,
                 Step::SinkFull => {
                     if !self.spooling.get() {
@@ -441,6 +440,7 @@ impl Copy {
             }
         }
         let read = match read(source, scratch) {
+            Ok(0) if !self.may_end.get() => return Step::Away,
             Ok(0) => return Step::Ended,
             Ok(read) => read,
             Err(Errno::AGAIN) => return Step::SourceEmpty,
@@ -457,7 +457,7 @@ impl Copy {
         if read >= FLOOD {
             self.flood.set(true);
             self.widen(source, sink);
-        } else if self.short_read_is_all {
+        } else if !self.is_console {
             // Drained: what is written from now on, and the end, wakes us.
             return Step::SourceEmpty;
         }
@@ -515,6 +515,13 @@ impl Copy {
         self.pump();
         self.source.borrow_mut().take();
         self.let_go.notify_one();
+    }
+
+    /// The process of a console has exited: when nobody has it open, it is at its end.
+    pub(super) fn expect_end(&self) {
+        if !self.may_end.replace(true) {
+            self.let_go.notify_one();
+        }
     }
 
     /// Closes both sides, as far as this copy owns them.
@@ -627,6 +634,7 @@ enum Step {
     Moved(usize),
     SourceEmpty,
     SinkFull,
+    Away,
     Ended,
 }
 
@@ -648,9 +656,9 @@ fn until_certain(mut read: impl FnMut() -> rustix::io::Result<usize>) -> rustix:
     }
 }
 
-/// Whether it is a pipe or fifo.
-pub(super) fn is_fifo(fd: &OwnedFd) -> bool {
-    rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+/// Whether it is a pipe or fifo. fstat(2) would ask its file system.
+fn is_fifo(fd: &OwnedFd) -> bool {
+    fcntl_getpipe_size(fd).is_ok()
 }
 
 /// Bytes in a fifo that nobody has read.
@@ -670,68 +678,55 @@ fn writing_state(fd: &OwnedFd) -> Option<PollFlags> {
     Some(asked[0].revents())
 }
 
-impl Source {
+impl Watched {
+    /// To be read.
+    pub(super) fn source(fd: OwnedFd) -> Rc<Self> {
+        Rc::new(Self::new(fd, Interest::READABLE))
+    }
+
+    /// To be written. It comes into the loop when it is full for the first time: most never are.
+    pub(super) fn sink(fd: OwnedFd) -> Rc<Self> {
+        Rc::new(Self::new(fd, Interest::WRITABLE))
+    }
+
+    /// To be written, on a file system that may hang.
+    pub(super) fn remote_sink(fd: OwnedFd) -> Rc<Self> {
+        Rc::new(Self { is_remote: true, ..Self::new(fd, Interest::WRITABLE) })
+    }
+
+    /// To be read and written.
+    pub(super) fn both(fd: OwnedFd) -> Rc<Self> {
+        Rc::new(Self::new(fd, Interest::READABLE | Interest::WRITABLE))
+    }
+
+    fn new(fd: OwnedFd, interest: Interest) -> Self {
+        Self { fd: Rc::new(fd), interest, is_remote: false, registered: RefCell::default() }
+    }
+
+    /// The descriptor.
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// Whether a process may write into it itself.
+    pub(super) fn may_be_handed_over(&self) -> bool {
+        !self.is_remote && is_fifo(&self.fd)
+    }
+
     fn registered(&self) -> std::io::Result<Rc<AsyncFd<Rc<OwnedFd>>>> {
         let mut registered = self.registered.borrow_mut();
         if let Some(registered) = &*registered {
             return Ok(Rc::clone(registered));
         }
-        let watched = Rc::new(sys::fd::watch(Rc::clone(&self.fd), Interest::READABLE)?);
+        let watched = Rc::new(sys::fd::watch(Rc::clone(&self.fd), self.interest)?);
         *registered = Some(Rc::clone(&watched));
         Ok(watched)
     }
-}
 
-impl Outlet {
-    fn new(sink: Sink) -> Self {
-        let (fd, path) = match sink {
-            Sink::Stream(fd) => (fd, None),
-            Sink::File { fd, path } => (Rc::new(fd), Some((path, Cell::new(Instant::now())))),
-        };
-        Self { fd: RefCell::new(fd), path, registered: OnceCell::new() }
+    /// Leaves the loop, unless somebody waits there for it.
+    fn rest(&self) {
+        self.registered.borrow_mut().take_if(|registered| Rc::strong_count(registered) == 1);
     }
-
-    fn registered(&self) -> Option<&AsyncFd<Rc<OwnedFd>>> {
-        if self.registered.get().is_none() {
-            let registered = sys::fd::watch(Rc::clone(&self.fd.borrow()), Interest::WRITABLE).ok()?;
-            let _ = self.registered.set(registered);
-        }
-        self.registered.get()
-    }
-
-    /// Opens a log file again if its name leads to another one, or to none: it was rotated.
-    fn follow_name(&self) {
-        let Some((path, looked)) = &self.path else { return };
-        if looked.get().elapsed() < ROTATION_LOOK {
-            return;
-        }
-        looked.set(Instant::now());
-        let named = rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-        let open = rustix::fs::fstat(&*self.fd.borrow()).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-        if named == open {
-            return;
-        }
-        match open_log(path) {
-            Ok(fd) => {
-                self.fd.replace(Rc::new(fd));
-            }
-            Err(e) => log::warn!("open {} again: {e}; the old file is written on", path.display()),
-        }
-    }
-}
-
-/// Opens a log file for appending; makes it, and its directory, if missing.
-pub(super) fn open_log(path: &std::path::Path) -> std::io::Result<OwnedFd> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    Ok(rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?)
-}
-
-/// A second registration of one open file fails; a console's master is source of one copy and sink of another.
-pub(super) fn duplicate(fd: &OwnedFd) -> std::io::Result<Rc<OwnedFd>> {
-    fd.as_fd().try_clone_to_owned().map(Rc::new)
 }
 
 #[cfg(test)]
@@ -749,8 +744,7 @@ mod tests {
     }
 
     fn copy(source: OwnedFd, sink: OwnedFd, on_write_error: OnWriteError, policy: Policy) -> Rc<Copy> {
-        let sink = Sink::Stream(Rc::new(sink));
-        Copy::new("test", Rc::new(source), sink, on_write_error, policy).unwrap()
+        Copy::new("test", Watched::source(source), Watched::sink(sink), on_write_error, policy).unwrap()
     }
 
     /// The byte at a place of the test's data.
@@ -913,32 +907,6 @@ mod tests {
             read_until(&reader, &mut got, sent).await;
             task.await.unwrap();
             assert!(got.iter().enumerate().all(|(i, b)| *b == byte(i)));
-        });
-    }
-
-    #[test]
-    fn a_log_file_that_was_rotated_is_made_again() {
-        local(async {
-            let directory = tempfile::tempdir().unwrap();
-            let path = directory.path().join("log/out");
-            let (source, feed) = pipe();
-            let sink = Sink::File { fd: open_log(&path).unwrap(), path: path.clone() };
-            let copy =
-                Copy::new("test", Rc::new(source), sink, OnWriteError::Drop, Policy::default()).unwrap();
-            let write = |text: &str| {
-                rustix::io::write(&feed, text.as_bytes()).unwrap();
-                assert_eq!(copy.pump(), Progress::SourceEmpty);
-            };
-            write("a");
-            std::fs::rename(&path, path.with_extension("1")).unwrap();
-            tokio::time::sleep(ROTATION_LOOK).await;
-            write("b");
-            std::fs::File::create(&path).unwrap();
-            write("c");
-            std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
-            tokio::time::sleep(ROTATION_LOOK).await;
-            write("d");
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), "d");
         });
     }
 

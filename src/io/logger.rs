@@ -1,23 +1,25 @@
 //! A logging program: gets both outputs as descriptors 3 and 4, says on 5 that it is ready (containerd v2.3.4
-//! `cmd/containerd-shim-runc-v2/process/io.go`, `core/runtime/v2/logging`).
+//! `cmd/containerd-shim-runc-v2/process/io.go`, `core/runtime/v2/logging`). Or our own helper, which writes them into a file.
 //!
 //! Its pipes stay ours: a logger that dies is started again on the same ones and finds what its predecessor had not read.
 
-use super::{StdioError, stdio::LoggerPlan};
-use crate::{
-    exits::Reaper,
-    protocol::inspect,
-    sys::{self, program::Program},
+use super::{
+    StdioError,
+    file::{self, Report, Telling},
+    stdio::LoggerPlan,
 };
+use crate::{exits::Reaper, protocol::inspect, sys::program::Program};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     cell::{Cell, RefCell},
     io,
     os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    pin::Pin,
     rc::Rc,
     time::{Duration, Instant},
 };
-use tokio::{io::Interest, sync::Notify};
+use tokio::sync::{Notify, oneshot};
 
 /// How long a logger may take to be ready.
 const READY: Duration = Duration::from_secs(10);
@@ -32,110 +34,245 @@ const AFTER_INPUT: Duration = Duration::from_secs(2);
 /// How long it may take to end after SIGTERM: upstream's figure.
 const AFTER_TERM: Duration = Duration::from_secs(12);
 
+/// Who takes the outputs.
+#[derive(Clone, Debug)]
+pub(super) enum Taker {
+    /// A logging program.
+    Program(LoggerPlan),
+    /// A file; it is made if it is missing, and followed when it is rotated, or it must be there, and stays.
+    File {
+        /// Its name.
+        path: PathBuf,
+        /// Made if missing.
+        create: bool,
+    },
+}
+
+impl Taker {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Program(plan) => &plan.path,
+            Self::File { path, .. } => path,
+        }
+    }
+
+    fn program(&self) -> Program {
+        match self {
+            Self::Program(plan) => {
+                let mut program = Program::new(&plan.path);
+                program
+                    .args(&plan.arguments)
+                    .env_clear()
+                    .env("CONTAINER_ID", &plan.id)
+                    .env("CONTAINER_NAMESPACE", &plan.namespace);
+                program
+            }
+            Self::File { path, create: true } => file::program("append", path),
+            Self::File { path, create: false } => file::program("write", path),
+        }
+    }
+}
+
+type Exited = Pin<Box<dyn Future<Output = u32>>>;
+
+/// A program that has been started.
+struct Started {
+    exited: Exited,
+    ready: OwnedFd,
+    /// Says why it could not be run.
+    refused: Option<OwnedFd>,
+}
+
 /// A logger that runs, or is about to run again.
 pub(super) struct Logger {
-    plan: LoggerPlan,
+    taker: Taker,
     reaper: Rc<Reaper>,
     /// What it reads; gone when it was given up.
     inputs: RefCell<Option<[OwnedFd; 2]>>,
-    /// What we write; the copies take them.
-    outputs: RefCell<Option<[OwnedFd; 2]>>,
     pid: Cell<u32>,
     closing: Cell<bool>,
     deaths: Cell<u32>,
+    /// What a file's writer has dropped: by those before, and by this one.
+    dropped: Cell<(u64, u64)>,
     ended: Cell<bool>,
     changed: Notify,
 }
 
 impl Logger {
-    /// Starts a logger and waits until it is ready.
-    pub(super) async fn start(plan: LoggerPlan, reaper: &Rc<Reaper>) -> Result<Rc<Self>, StdioError> {
-        let path = plan.path.clone();
+    /// Starts a logger and waits until it is ready. Returns with it what the copies write to: stdout, stderr.
+    pub(super) async fn start(
+        taker: Taker,
+        reaper: &Rc<Reaper>,
+    ) -> Result<(Rc<Self>, [OwnedFd; 2]), StdioError> {
+        let path = taker.path().to_owned();
         let fail = |verb| move |source: io::Error| StdioError::Io { verb, path: path.clone(), source };
         let pipes = || -> io::Result<_> {
             let (out_read, out_write) = pipe_with(PipeFlags::CLOEXEC)?;
             let (err_read, err_write) = pipe_with(PipeFlags::CLOEXEC)?;
             for ours in [&out_write, &err_write] {
-                let flags = rustix::fs::fcntl_getfl(ours)?;
-                rustix::fs::fcntl_setfl(ours, flags | rustix::fs::OFlags::NONBLOCK)?;
+                rustix::io::ioctl_fionbio(ours, true)?;
             }
             Ok(([out_read, err_read], [out_write, err_write]))
         };
         let (inputs, outputs) = pipes().map_err(fail.clone()("make pipes for"))?;
-        let needs_byte = plan.says_ready;
+        let is_file = matches!(taker, Taker::File { .. });
+        let (starting, waiting) = match is_file {
+            true => ("start a helper that writes", "open"),
+            false => ("start logger", "wait until ready: logger"),
+        };
         let logger = Rc::new(Self {
-            plan,
+            taker,
             reaper: Rc::clone(reaper),
             inputs: RefCell::new(Some(inputs)),
-            outputs: RefCell::new(Some(outputs)),
             pid: Cell::default(),
             closing: Cell::default(),
             deaths: Cell::default(),
+            dropped: Cell::default(),
             ended: Cell::default(),
             changed: Notify::new(),
         });
-        let (ready, exited) = logger.spawn().await.map_err(fail.clone()("start logger"))?;
-        Rc::clone(&logger).supervise(exited);
-        let said = tokio::time::timeout(READY, wait_ready(ready)).await;
-        let refusal = match said {
-            Ok(Ok(true)) => None,
-            Ok(Ok(false)) if !needs_byte => {
-                // Closed is ready, and so is an end. Which it is, its kernel flags say.
-                let pid = logger.pid.get();
-                (logger.deaths.get() > 0 || reaper.is_ending(pid)).then(|| "it ended at once".to_owned())
+        let Started { exited, ready, refused } = logger.spawn().await.map_err(fail.clone()(starting))?;
+        let ready = Report::new(ready).map_err(fail.clone()(starting))?;
+        let refused = refused.map(Report::new).transpose().map_err(fail.clone()(starting))?;
+        let (heard, hear) = oneshot::channel();
+        Rc::clone(&logger).supervise(exited, hear);
+        let refusal = async {
+            let bytes = match &refused {
+                Some(refused) => refused.next().await?,
+                None => Vec::new(),
+            };
+            match bytes.first_chunk::<4>() {
+                Some(number) => Ok(Some(io::Error::from_raw_os_error(i32::from_ne_bytes(*number)))),
+                None => io::Result::Ok(None),
             }
-            Ok(Ok(false)) => Some("it ended or closed its descriptor without a word".to_owned()),
-            Ok(Err(e)) => Some(e.to_string()),
-            Err(_) => Some(format!("no word in {} s", READY.as_secs())),
         };
-        match refusal {
-            None => Ok(logger),
-            Some(reason) => {
-                logger.closing.set(true);
-                logger.reaper.signal_child(logger.pid.get(), libc::SIGKILL);
-                Err(fail("wait until ready: logger")(io::Error::other(reason)))
+        let deadline = tokio::time::Instant::now() + READY;
+        let (verb, reason) = match tokio::time::timeout_at(deadline, refusal).await {
+            Ok(Ok(None)) => match tokio::time::timeout_at(deadline, logger.ready(&ready)).await {
+                Ok(Ok(())) => {
+                    // Whoever attends it hears what else it has to say; it may have ended already.
+                    let _ = heard.send(ready);
+                    return Ok((logger, outputs));
+                }
+                Ok(Err(e)) => (waiting, e),
+                Err(_) => {
+                    let what = if is_file { "no answer from its file system" } else { "no word" };
+                    (waiting, io::Error::other(format!("{what} in {} s", READY.as_secs())))
+                }
+            },
+            Ok(Ok(Some(e)) | Err(e)) => (starting, e),
+            Err(_) => {
+                let text = format!("no answer from its file system in {} s", READY.as_secs());
+                (starting, io::Error::new(io::ErrorKind::TimedOut, text))
             }
+        };
+        logger.give_up();
+        Err(fail(verb)(reason))
+    }
+
+    fn give_up(&self) {
+        self.closing.set(true);
+        self.reaper.signal_child(self.pid.get(), libc::SIGKILL);
+    }
+
+    /// Returns when it has said that it is ready.
+    async fn ready(&self, report: &Report) -> io::Result<()> {
+        let needs_byte = match &self.taker {
+            Taker::File { .. } => return report.opened().await,
+            Taker::Program(plan) => plan.says_ready,
+        };
+        if !report.next().await?.is_empty() {
+            return Ok(());
+        }
+        if needs_byte {
+            return Err(io::Error::other("it ended or closed its descriptor without a word"));
+        }
+        // Closed is ready, and so is an end. Which it is, its kernel flags say.
+        match self.deaths.get() > 0 || self.reaper.is_ending(self.pid.get()) {
+            true => Err(io::Error::other("it ended at once")),
+            false => Ok(()),
         }
     }
 
-    /// The ends that the copies write to: stdout, stderr. Once.
-    pub(super) fn take_outputs(&self) -> Option<[OwnedFd; 2]> {
-        self.outputs.borrow_mut().take()
-    }
-
-    /// Starts the program. Returns our end of its readiness, and the future of its exit status.
-    async fn spawn(&self) -> io::Result<(OwnedFd, impl Future<Output = u32> + use<>)> {
+    /// Starts the program.
+    async fn spawn(&self) -> io::Result<Started> {
         let inputs = match &*self.inputs.borrow() {
             Some([out, err]) => [out.try_clone()?, err.try_clone()?],
             None => return Err(io::ErrorKind::NotFound.into()),
         };
         let [out, err] = inputs;
-        let (ready, says_ready) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let mut program = Program::new(&self.plan.path);
-        program
-            .args(&self.plan.arguments)
-            .env_clear()
-            .env("CONTAINER_ID", &self.plan.id)
-            .env("CONTAINER_NAMESPACE", &self.plan.namespace);
+        let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
+            let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+            rustix::io::ioctl_fionbio(&ours, true)?;
+            Ok((ours, theirs))
+        };
+        let (ready, says_ready) = pipe()?;
+        let program = self.taker.program();
+        let descriptors = [out, err, says_ready];
         let turn = self.reaper.turn().await;
-        let (pid, exited) = turn.start_lasting(&program, &[out, err, says_ready]).await?;
+        let (pid, exited, refused): (u32, Exited, _) = match self.taker {
+            Taker::File { .. } => {
+                let (pid, exited) = turn.start_lasting(&program, &descriptors).await?;
+                (pid, Box::pin(exited), None)
+            }
+            Taker::Program(_) => {
+                let (refused, refuses) = pipe()?;
+                let (pid, exited) = turn.start_apart(&program, &descriptors, refuses).await?;
+                (pid, Box::pin(exited), Some(refused))
+            }
+        };
         self.pid.set(pid);
-        Ok((ready, exited))
+        Ok(Started { exited, ready, refused })
+    }
+
+    /// Waits for the end of a life. What is said on its third descriptor is heard to the end, for nobody may write into a pipe that no one reads: a
+    /// logger that was started again says that it is ready, too.
+    async fn attend(&self, exited: Exited, report: oneshot::Receiver<Report>) -> u32 {
+        let hearing = async {
+            if let Ok(report) = report.await {
+                while let Ok(said) = report.next().await {
+                    if said.is_empty() {
+                        break;
+                    }
+                    self.hear(&said);
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            status = exited => status,
+            () = hearing => 0,
+        }
+    }
+
+    fn hear(&self, said: &[u8]) {
+        if !matches!(self.taker, Taker::File { .. }) {
+            return;
+        }
+        for telling in Telling::parse(said) {
+            match telling {
+                Telling::Dropped(bytes) => self.dropped.set((self.dropped.get().0, bytes)),
+                Telling::Warning(text) => log::warn!("log file {}: {text}", self.taker.path().display()),
+            }
+        }
     }
 
     /// Starts it again when it dies, as long as that makes sense.
-    fn supervise(self: Rc<Self>, exited: impl Future<Output = u32> + 'static) {
+    fn supervise(self: Rc<Self>, exited: Exited, report: oneshot::Receiver<Report>) {
         tokio::task::spawn_local(async move {
-            let mut exited: std::pin::Pin<Box<dyn Future<Output = u32>>> = Box::pin(exited);
+            let (mut exited, mut report) = (exited, report);
             let (mut failures, mut begun) = (0, Instant::now());
             loop {
-                let status = exited.await;
+                let status = self.attend(exited, report).await;
                 self.deaths.set(self.deaths.get() + 1);
+                let (before, last) = self.dropped.get();
+                self.dropped.set((before + last, 0));
                 if self.closing.get() {
                     break;
                 }
                 failures = if begun.elapsed() > SHORT_LIFE { 0 } else { failures + 1 };
-                let path = self.plan.path.display();
+                let path = self.taker.path().display();
                 if failures > MAX_RESTARTS {
                     log::error!("logger {path} ended {failures} times in a row; its input is dropped");
                     break;
@@ -148,7 +285,14 @@ impl Logger {
                 begun = Instant::now();
                 match self.spawn().await {
                     // Nobody waits for its readiness any more: its input lies in the pipes.
-                    Ok((_, next)) => exited = Box::pin(next),
+                    Ok(started) => {
+                        exited = started.exited;
+                        let (heard, hear) = oneshot::channel();
+                        if let Ok(ready) = Report::new(started.ready) {
+                            let _ = heard.send(ready);
+                        }
+                        report = hear;
+                    }
                     Err(e) => {
                         log::error!("start logger {path} again: {e}; its input is dropped");
                         break;
@@ -172,7 +316,6 @@ impl Logger {
     /// Its input has ended: lets it finish, then ends it. Returns when it has ended.
     pub(super) async fn end(self: &Rc<Self>) {
         if !self.closing.replace(true) {
-            self.outputs.take();
             let logger = Rc::clone(self);
             tokio::task::spawn_local(async move {
                 for (patience, signal) in [(AFTER_INPUT, libc::SIGTERM), (AFTER_TERM, libc::SIGKILL)] {
@@ -180,7 +323,10 @@ impl Logger {
                         return;
                     }
                     if signal == libc::SIGKILL {
-                        log::warn!("logger {} did not end after SIGTERM, killed", logger.plan.path.display());
+                        log::warn!(
+                            "logger {} did not end after SIGTERM, killed",
+                            logger.taker.path().display()
+                        );
                     }
                     logger.reaper.signal_child(logger.pid.get(), signal);
                 }
@@ -190,33 +336,27 @@ impl Logger {
     }
 
     /// Figures for people.
-    pub(super) fn figures(&self) -> inspect::Logger {
-        let path = self.plan.path.to_string_lossy().into_owned();
+    pub(super) fn figures(&self) -> Option<inspect::Logger> {
+        let Taker::Program(plan) = &self.taker else { return None };
+        let path = plan.path.to_string_lossy().into_owned();
         let pid = if self.ended.get() { 0 } else { self.pid.get() };
-        inspect::Logger { path, pid, deaths: self.deaths.get() }
+        Some(inspect::Logger { path, pid, deaths: self.deaths.get() })
+    }
+
+    /// Bytes that a file's writer could not write.
+    pub(super) fn dropped(&self) -> u64 {
+        let (before, last) = self.dropped.get();
+        before + last
     }
 
     /// For the dump.
     pub(super) fn describe(&self) -> String {
         format!(
             "logger {} pid={} deaths={} ended={}",
-            self.plan.path.display(),
+            self.taker.path().display(),
             self.pid.get(),
             self.deaths.get(),
             self.ended.get()
         )
-    }
-}
-
-/// `true`: it has said a byte; `false`: it has closed the descriptor, or ended.
-async fn wait_ready(ready: OwnedFd) -> io::Result<bool> {
-    let ready = sys::fd::watch(Rc::new(ready), Interest::READABLE)?;
-    loop {
-        let mut guard = ready.readable().await?;
-        match rustix::io::read(ready.get_ref(), &mut [0; 1]) {
-            Ok(read) => return Ok(read == 1),
-            Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
-            Err(e) => return Err(e.into()),
-        }
     }
 }

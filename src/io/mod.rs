@@ -6,6 +6,7 @@
 mod beat;
 mod console;
 mod copy;
+pub mod file;
 mod logger;
 mod process_io;
 mod spool;

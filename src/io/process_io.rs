@@ -1,26 +1,27 @@
 //! The channels of one process, from Create or Exec to Delete.
 
 use super::{
-    copy::{Copy, OnWriteError, Progress, Sink, duplicate, is_fifo, open_log},
-    logger::Logger,
+    copy::{Copy, OnWriteError, Progress, Watched},
+    file::{self, Found, Purpose},
+    logger::{Logger, Taker},
     spool::Policy,
     stdio::{Plan, StdioError},
 };
 use crate::{
     exits::Reaper,
     protocol::{inspect, options::Options},
-    sys::program::Streams,
+    sys::{self, program::Streams},
 };
 use rustix::{
-    fs::{FileType, Mode, OFlags},
+    fs::{Mode, OFlags},
     pipe::{PipeFlags, pipe_with},
     termios::Winsize,
 };
 use std::{
     cell::{Cell, RefCell},
     io,
-    os::fd::{AsRawFd, OwnedFd},
-    path::{Path, PathBuf},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -66,8 +67,16 @@ pub struct ProcessIo {
     /// CloseIO has come; it may come before the fifo is open.
     stdin_closed: Cell<bool>,
     exited: Cell<bool>,
-    logger: RefCell<Option<Rc<Logger>>>,
-    console: RefCell<Option<Rc<OwnedFd>>>,
+    /// Who reads the stdin's file for us.
+    stdin_helper: Cell<Option<(u32, Rc<Reaper>)>>,
+    /// Who writes the outputs for us: a logging program, or those that write files.
+    loggers: RefCell<Vec<Rc<Logger>>>,
+    /// Where stdout and stderr go, until the copies take them.
+    sinks: RefCell<[Option<Rc<Watched>>; 2]>,
+    console: RefCell<Option<Rc<Watched>>>,
+    /// The console's other side. As long as its process lives, that nobody has it open must not look like its end: systemd and getty close it
+    /// and open it again, and what is typed meanwhile is for whoever comes.
+    slave: RefCell<Option<OwnedFd>>,
     /// A size that came before the console.
     size: Cell<Option<(u16, u16)>>,
     stdin: RefCell<Option<Rc<Copy>>>,
@@ -87,8 +96,11 @@ impl ProcessIo {
             stdin_opened: Cell::default(),
             stdin_closed: Cell::default(),
             exited: Cell::default(),
-            logger: RefCell::default(),
+            stdin_helper: Cell::default(),
+            loggers: RefCell::default(),
+            sinks: RefCell::default(),
             console: RefCell::default(),
+            slave: RefCell::default(),
             size: Cell::default(),
             stdin: RefCell::default(),
             outputs: RefCell::default(),
@@ -98,26 +110,76 @@ impl ProcessIo {
         })
     }
 
-    /// Opens the stdin fifo, so that what a client writes from now on is kept. Clients begin to write when it opens, and
-    /// `ctr` knows how to say CloseIO only after Create or Exec: so at Create for an init, at Start for an exec.
-    pub fn open_stdin(self: &Rc<Self>) -> Result<(), StdioError> {
-        let Some(path) = &self.plan.stdin else { return Ok(()) };
-        self.stdin_source.replace(Some(open(path, OFlags::RDONLY)?));
-        // Succeeds at once: we are the reader.
-        self.stdin_keeper.replace(Some(open(path, OFlags::WRONLY)?));
-        self.stdin_opened.set(Some(Instant::now()));
-        if self.stdin_closed.get() {
-            self.let_stdin_end();
+    /// Starts the logger or opens the outputs, then stdin. Before [`ProcessIo::pipes_unless_terminal`] and [`ProcessIo::attach_console`].
+    pub async fn open(self: &Rc<Self>, reaper: &Rc<Reaper>) -> Result<(), StdioError> {
+        let Plan { stdout, stderr, create_file, logger, .. } = &self.plan;
+        if let Some(plan) = logger {
+            let both = self.start_logger(Taker::Program(plan.clone()), reaper).await?;
+            self.sinks.replace(both.map(Some));
+        } else if let Some(path) = stdout.as_ref().filter(|_| *create_file) {
+            let both = self.start_logger(Taker::File { path: path.clone(), create: true }, reaper).await?;
+            self.sinks.replace(both.map(Some));
+        } else {
+            for (at, path) in [stdout, stderr].into_iter().enumerate() {
+                if let Some(path) = path {
+                    let sink = self.open_output(path, reaper).await?;
+                    self.sinks.borrow_mut()[at] = Some(sink);
+                }
+            }
         }
-        Ok(())
+        self.open_stdin(reaper).await
     }
 
-    /// Starts the logger, if the plan has one, and waits until it is ready. Before [`ProcessIo::pipes_unless_terminal`] and
-    /// [`ProcessIo::attach_console`].
-    pub async fn start_logger(&self, reaper: &Rc<Reaper>) -> Result<(), StdioError> {
-        if let Some(plan) = &self.plan.logger {
-            let logger = Logger::start(plan.clone(), reaper).await?;
-            self.logger.replace(Some(logger));
+    async fn start_logger(&self, taker: Taker, reaper: &Rc<Reaper>) -> Result<[Rc<Watched>; 2], StdioError> {
+        let (logger, outputs) = Logger::start(taker, reaper).await?;
+        self.loggers.borrow_mut().push(logger);
+        Ok(outputs.map(Watched::sink))
+    }
+
+    async fn open_output(&self, path: &Path, reaper: &Rc<Reaper>) -> Result<Rc<Watched>, StdioError> {
+        match file::find(path, Purpose::Write, reaper).await? {
+            Found::Fifo(ends, is_remote) => ends.into_iter().next().map(|end| match is_remote {
+                true => Watched::remote_sink(end),
+                false => Watched::sink(end),
+            }),
+            Found::Device(end) => Some(Watched::sink(end)),
+            Found::Nothing => None,
+            Found::File => {
+                let taker = Taker::File { path: path.to_owned(), create: false };
+                let [output, _] = self.start_logger(taker, reaper).await?;
+                Some(output)
+            }
+        }
+        .ok_or_else(|| StdioError::Io {
+            verb: "open",
+            path: path.to_owned(),
+            source: io::ErrorKind::InvalidInput.into(),
+        })
+    }
+
+    /// Opens the stdin fifo, so that what a client writes from now on is kept. Clients begin to write when it opens, and
+    /// `ctr` knows how to say CloseIO only after Create or Exec: so at Create for an init, at Start for an exec.
+    async fn open_stdin(self: &Rc<Self>, reaper: &Rc<Reaper>) -> Result<(), StdioError> {
+        let Some(path) = &self.plan.stdin else { return Ok(()) };
+        match file::find(path, Purpose::Read, reaper).await? {
+            Found::Fifo(ends, _) => {
+                let mut ends = ends.into_iter();
+                self.stdin_source.replace(ends.next());
+                self.stdin_keeper.replace(ends.next());
+                self.stdin_opened.set(Some(Instant::now()));
+                if self.stdin_closed.get() {
+                    self.let_stdin_end();
+                }
+            }
+            // Its end is there already.
+            Found::Nothing | Found::Device(_) => {
+                self.stdin_source.replace(Some(pipe(0, 0, Ours::Read)?.0));
+            }
+            Found::File => {
+                let (content, helper) = file::read(path, reaper).await?;
+                self.stdin_source.replace(Some(content));
+                self.stdin_helper.set(Some((helper, Rc::clone(reaper))));
+            }
         }
         Ok(())
     }
@@ -146,42 +208,30 @@ impl ProcessIo {
         let stdin = match self.stdin_source.take() {
             Some(source) => {
                 let (read, write) = pipe(uid, gid, Ours::Write)?;
-                self.copy_stdin(source, Rc::new(write))?;
+                self.copy_stdin(source, Watched::sink(write))?;
                 Some(read)
             }
             None => None,
         };
-        let [stdout, stderr] = self.sinks()?;
+        let [stdout, stderr] = self.sinks.take();
         let stdout = self.output("stdout", stdout, uid, gid)?;
         let stderr = self.output("stderr", stderr, uid, gid)?;
         Ok(ChildEnds([stdin, stdout, stderr]))
     }
 
-    /// Where stdout and stderr go.
-    fn sinks(&self) -> Result<[Option<Sink>; 2], StdioError> {
-        if let Some(outputs) = self.logger.borrow().as_ref().and_then(|logger| logger.take_outputs()) {
-            return Ok(outputs.map(|output| Some(Sink::Stream(Rc::new(output)))));
-        }
-        let open = |path: &Option<PathBuf>| path.as_deref().map(|path| self.open_sink(path)).transpose();
-        Ok([open(&self.plan.stdout)?, open(&self.plan.stderr)?])
-    }
-
     fn output(
         self: &Rc<Self>,
         name: &'static str,
-        sink: Option<Sink>,
+        sink: Option<Rc<Watched>>,
         uid: u32,
         gid: u32,
     ) -> Result<Option<OwnedFd>, StdioError> {
         let Some(sink) = sink else { return Ok(None) };
-        if self.plan.spool.direct
-            && let Sink::Stream(fd) = &sink
-            && is_fifo(fd)
-        {
-            return self.hand_over(name, fd, uid, gid).map(Some);
+        if self.plan.spool.direct && sink.may_be_handed_over() {
+            return self.hand_over(name, &sink, uid, gid).map(Some);
         }
         let (read, write) = pipe(uid, gid, Ours::Read)?;
-        self.copy_output(name, Rc::new(read), sink)?;
+        self.copy_output(name, Watched::source(read), sink)?;
         Ok(Some(write))
     }
 
@@ -189,68 +239,52 @@ impl ProcessIo {
     fn hand_over(
         self: &Rc<Self>,
         name: &'static str,
-        fifo: &Rc<OwnedFd>,
+        sink: &Rc<Watched>,
         uid: u32,
         gid: u32,
     ) -> Result<OwnedFd, StdioError> {
         let fail =
             |verb| move |e: rustix::io::Errno| StdioError::Io { verb, path: name.into(), source: e.into() };
+        let fifo = sink.fd();
         own(fifo, uid, gid).map_err(fail("change the owner of"))?;
         // Opened again: its own, blocking, for writing only. There is a reader, ourselves, so it does not wait for one.
         let path = format!("/proc/self/fd/{}", fifo.as_raw_fd());
         let end = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(fail("open again"))?;
-        self.keep_output(Copy::direct(name, Rc::clone(fifo)));
+        self.keep_output(Copy::direct(name, Rc::clone(sink)));
         Ok(end)
-    }
-
-    /// A fifo is opened for both directions: that neither waits for a reader nor fails without one, and a reader that goes
-    /// away neither breaks nor ends it.
-    fn open_sink(&self, path: &Path) -> Result<Sink, StdioError> {
-        let fail = |verb| move |e: io::Error| StdioError::Io { verb, path: path.to_owned(), source: e };
-        if self.plan.create_file {
-            let fd = open_log(path).map_err(fail("open"))?;
-            return Ok(Sink::File { fd, path: path.to_owned() });
-        }
-        let kind = rustix::fs::stat(path).map_err(|e| fail("find")(e.into()))?;
-        let flags = match FileType::from_raw_mode(kind.st_mode) {
-            FileType::Fifo => OFlags::RDWR,
-            _ => OFlags::WRONLY | OFlags::APPEND,
-        };
-        open(path, flags).map(|fd| Sink::Stream(Rc::new(fd)))
     }
 
     /// Takes the master of the process's console and starts copying.
     pub fn attach_console(self: &Rc<Self>, master: OwnedFd) -> Result<(), StdioError> {
-        let master = Rc::new(master);
+        let failed = |verb| move |source| StdioError::Io { verb, path: "pty".into(), source };
         if let Some((width, height)) = self.size.get() {
-            set_size(&master, width, height).map_err(|e| StdioError::Io {
-                verb: "resize console of",
-                path: "pty".into(),
-                source: e,
-            })?;
+            set_size(&master, width, height).map_err(failed("resize console of"))?;
         }
-        let cloned = |fd: &OwnedFd| {
-            duplicate(fd).map_err(|e| StdioError::Io { verb: "duplicate", path: "pty".into(), source: e })
-        };
-        let [stdout, _] = self.sinks()?;
+        match sys::pty::open_slave(master.as_fd()) {
+            Ok(slave) => drop(self.slave.replace(Some(slave))),
+            // Then the copy looks now and then whether somebody has it open again.
+            Err(e) => log::debug!("the other side of a console stays closed: {e}"),
+        }
+        let console = Watched::both(master);
+        let [stdout, _] = self.sinks.take();
         let sink = match stdout {
             Some(sink) => sink,
-            None => Sink::Stream(Rc::new(open(Path::new("/dev/null"), OFlags::WRONLY)?)),
+            None => Watched::sink(open(Path::new("/dev/null"), OFlags::WRONLY)?),
         };
-        self.copy_output("console", cloned(&master)?, sink)?;
+        self.copy_output("console", Rc::clone(&console), sink)?;
         if let Some(source) = self.stdin_source.take() {
-            self.copy_stdin(source, cloned(&master)?)?;
+            self.copy_stdin(source, Rc::clone(&console))?;
         }
-        self.console.replace(Some(master));
+        self.console.replace(Some(console));
         Ok(())
     }
 
     fn copy_output(
         self: &Rc<Self>,
         name: &'static str,
-        source: Rc<OwnedFd>,
-        sink: Sink,
+        source: Rc<Watched>,
+        sink: Rc<Watched>,
     ) -> Result<(), StdioError> {
         // Somebody sits before a console, who wants to see the end of a flood when he interrupts it.
         let spool = if self.plan.terminal { Policy::OFF } else { self.plan.spool };
@@ -275,8 +309,8 @@ impl ProcessIo {
         }));
     }
 
-    fn copy_stdin(self: &Rc<Self>, source: OwnedFd, sink: Rc<OwnedFd>) -> Result<(), StdioError> {
-        let copy = Copy::new("stdin", Rc::new(source), Sink::Stream(sink), OnWriteError::End, Policy::OFF)
+    fn copy_stdin(self: &Rc<Self>, source: OwnedFd, sink: Rc<Watched>) -> Result<(), StdioError> {
+        let copy = Copy::new("stdin", Watched::source(source), sink, OnWriteError::End, Policy::OFF)
             .map_err(|e| StdioError::Io { verb: "watch", path: "stdin".into(), source: e })?;
         self.stdin.replace(Some(Rc::clone(&copy)));
         let io = Rc::downgrade(self);
@@ -302,7 +336,7 @@ impl ProcessIo {
     pub fn resize(&self, width: u16, height: u16) -> io::Result<()> {
         self.size.set(Some((width, height)));
         match &*self.console.borrow() {
-            Some(console) => set_size(console, width, height),
+            Some(console) => set_size(console.fd(), width, height),
             None => Ok(()),
         }
     }
@@ -340,6 +374,7 @@ impl ProcessIo {
     fn hang_up(&self) {
         self.outputs.borrow().iter().for_each(|output| output.let_source_go());
         self.console.take();
+        self.slave.take();
     }
 
     /// The process has exited: what it wrote goes to the client now, as far as there is room; its stdin is closed.
@@ -360,6 +395,9 @@ impl ProcessIo {
                 }
             }
         }
+        // From here on it is at its end when nobody else has it open.
+        self.slave.take();
+        self.outputs.borrow().iter().for_each(|output| output.expect_end());
         if self.plan.terminal && self.running.get() > 0 {
             let io = Rc::clone(self);
             self.keep(tokio::task::spawn_local(async move {
@@ -398,10 +436,13 @@ impl ProcessIo {
         let ended = tokio::time::timeout(limit, self.wait_drained()).await.is_ok();
         let _ = tokio::time::timeout(limit, self.wait_read()).await;
         self.close();
-        let logger = self.logger.borrow().clone();
-        if let Some(logger) = logger {
-            let _ = tokio::time::timeout(limit, logger.end()).await;
-        }
+        let loggers = self.loggers.borrow().clone();
+        let ends = async {
+            for logger in &loggers {
+                logger.end().await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, ends).await;
         ended
     }
 
@@ -437,7 +478,12 @@ impl ProcessIo {
         self.stdin_source.take();
         self.stdin_keeper.take();
         self.console.take();
-        if let Some(logger) = self.logger.borrow().clone() {
+        self.slave.take();
+        self.sinks.take();
+        if let Some((helper, reaper)) = self.stdin_helper.take() {
+            reaper.signal_child(helper, libc::SIGKILL);
+        }
+        for logger in self.loggers.borrow().iter().map(Rc::clone) {
             tokio::task::spawn_local(async move { logger.end().await });
         }
     }
@@ -446,17 +492,23 @@ impl ProcessIo {
     pub fn figures(&self) -> (Vec<inspect::Stream>, Option<inspect::Logger>) {
         let stdin = self.stdin.borrow();
         let outputs = self.outputs.borrow();
-        let streams = stdin.iter().chain(outputs.iter()).map(|copy| copy.figures()).collect();
-        (streams, self.logger.borrow().as_ref().map(|logger| logger.figures()))
+        let loggers = self.loggers.borrow();
+        let mut streams: Vec<_> = outputs.iter().map(|copy| copy.figures()).collect();
+        // Whose bytes a file's writer dropped is not told.
+        if let Some(first) = streams.first_mut() {
+            first.dropped_bytes += loggers.iter().map(|logger| logger.dropped()).sum::<u64>();
+        }
+        streams.splice(0..0, stdin.iter().map(|copy| copy.figures()));
+        (streams, loggers.iter().find_map(|logger| logger.figures()))
     }
 
     /// One line a channel, for the dump.
     pub fn describe(&self) -> Vec<String> {
         let stdin = self.stdin.borrow();
         let outputs = self.outputs.borrow();
-        let logger = self.logger.borrow();
+        let loggers = self.loggers.borrow();
         let copies = stdin.iter().chain(outputs.iter()).map(|copy| copy.describe());
-        copies.chain(logger.iter().map(|logger| logger.describe())).collect()
+        copies.chain(loggers.iter().map(|logger| logger.describe())).collect()
     }
 }
 

@@ -14,13 +14,13 @@ const MAX_LENGTH: usize = 4096;
 /// Where the channels of a process lead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// A fifo.
+    /// A fifo, or a file or device that is read to its end.
     pub stdin: Option<PathBuf>,
-    /// A fifo or an existing file.
+    /// A fifo, or a file or device that is there.
     pub stdout: Option<PathBuf>,
-    /// A fifo or an existing file; not used with a terminal.
+    /// The same; not used with a terminal.
     pub stderr: Option<PathBuf>,
-    /// stdout was `file://`: created if missing, both outputs appended.
+    /// stdout was `file:`: created if missing, both outputs appended.
     pub create_file: bool,
     /// A program that takes both outputs.
     pub logger: Option<LoggerPlan>,
@@ -84,33 +84,31 @@ impl Plan {
     pub fn new(stdio: &Stdio, namespace: &str, id: &str, spool: Policy) -> Result<Self, StdioError> {
         let mut plan = Self { terminal: stdio.terminal, spool, ..Self::default() };
         plan.stdin = path("stdin", &stdio.stdin)?;
-        match stdio.stdout.split_once("://") {
-            None => {
+        let uri = Uri::parse(&stdio.stdout);
+        match uri.scheme.as_str() {
+            "" => {
                 plan.stdout = path("stdout", &stdio.stdout)?;
                 plan.stderr = path("stderr", &stdio.stderr)?;
             }
-            Some(("fifo", rest)) => {
-                plan.stdout = path("stdout", rest)?;
+            "fifo" => {
+                plan.stdout = path("stdout", &uri.path)?;
                 plan.stderr = path("stderr", &stdio.stderr)?;
             }
-            Some(("file", rest)) => {
-                let rest = rest.split(['?', '#']).next().unwrap_or_default();
-                plan.stdout = path("stdout", &unescape(rest))?;
+            "file" => {
+                plan.stdout = Some(required(&uri.path)?);
                 plan.stderr = plan.stdout.clone();
                 plan.create_file = true;
             }
-            Some((scheme @ ("binary" | "binary-v2"), rest)) => {
-                let (program, query) = rest.split_once('?').unwrap_or((rest, ""));
-                let missing = || StdioError::Path { channel: "stdout", path: String::new() };
+            scheme @ ("binary" | "binary-v2") => {
                 plan.logger = Some(LoggerPlan {
-                    path: path("stdout", &unescape(program))?.ok_or_else(missing)?,
-                    arguments: arguments(query.split('#').next().unwrap_or_default())?,
+                    path: required(&uri.path)?,
+                    arguments: arguments(uri.query)?,
                     says_ready: scheme == "binary-v2",
                     id: id.to_owned(),
                     namespace: namespace.to_owned(),
                 });
             }
-            Some((scheme, _)) => return Err(StdioError::Scheme(scheme.to_owned())),
+            scheme => return Err(StdioError::Scheme(scheme.to_owned())),
         }
         if plan.terminal {
             plan.stderr = None;
@@ -120,6 +118,41 @@ impl Plan {
         }
         Ok(plan)
     }
+}
+
+/// A stdout as Go's `url.Parse` takes it apart (net/url): what begins like a scheme has one, in any case; an authority does not matter; what has no
+/// slash after the scheme is no path.
+struct Uri<'a> {
+    /// Lower case; empty where there is none.
+    scheme: String,
+    /// Decoded.
+    path: String,
+    query: &'a str,
+}
+
+impl<'a> Uri<'a> {
+    fn parse(text: &'a str) -> Self {
+        let text = text.split('#').next().unwrap_or_default();
+        let is_scheme = |scheme: &str| {
+            scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+        };
+        let (scheme, rest) = match text.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) {
+            Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
+            None => (String::new(), text),
+        };
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let path = match rest.strip_prefix("//") {
+            Some(authority) => authority.find('/').map_or("", |at| &authority[at..]),
+            None if rest.starts_with('/') => rest,
+            None => "",
+        };
+        Self { scheme, path: unescape(path), query }
+    }
+}
+
+fn required(text: &str) -> Result<PathBuf, StdioError> {
+    path("stdout", text)?.ok_or_else(|| StdioError::Path { channel: "stdout", path: String::new() })
 }
 
 fn path(channel: &'static str, text: &str) -> Result<Option<PathBuf>, StdioError> {
@@ -140,7 +173,8 @@ fn arguments(query: &str) -> Result<Vec<String>, StdioError> {
     }
     let decode = |text: &str| unescape(&text.replace('+', " "));
     let (mut keys, mut words) = (Vec::new(), Vec::new());
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+    // Go passes over a pair with a semicolon, too.
+    for pair in query.split('&').filter(|pair| !pair.is_empty() && !pair.contains(';')) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let key = decode(key);
         if !keys.contains(&key) {
@@ -193,6 +227,34 @@ mod tests {
         assert_eq!(p.stderr, p.stdout);
         assert!(p.create_file);
         assert_eq!(plan("", "/f/out", "/f/err", true).unwrap().stderr, None);
+    }
+
+    #[test]
+    fn a_stdout_is_taken_apart_as_go_does_it() {
+        // What url.Parse makes of them.
+        for (text, scheme, path, query) in [
+            ("/run/a://b", "", "/run/a://b", ""),
+            ("/run/file:///b", "", "/run/file:///b", ""),
+            ("file:/var/log/a", "file", "/var/log/a", ""),
+            ("FILE:///var/log/a", "file", "/var/log/a", ""),
+            ("file://host/var/log/a?b=c#d", "file", "/var/log/a", "b=c"),
+            ("file:////a", "file", "//a", ""),
+            ("file:a", "file", "", ""),
+            ("file://a", "file", "", ""),
+            ("file:/a://b", "file", "/a://b", ""),
+            ("file:/a?/b://c", "file", "/a", "/b://c"),
+            ("Binary-V2:/l?a=b", "binary-v2", "/l", "a=b"),
+            ("1file:/a", "", "", ""),
+            ("fi_le:/a", "", "", ""),
+            ("", "", "", ""),
+        ] {
+            let uri = Uri::parse(text);
+            assert_eq!((uri.scheme.as_str(), uri.path.as_str(), uri.query), (scheme, path, query), "{text}");
+        }
+        assert_eq!(plan("", "/f/a://b", "", false).unwrap().stdout, Some("/f/a://b".into()));
+        assert_eq!(plan("", "/f/a%41?b#c", "", false).unwrap().stdout, Some("/f/a%41?b#c".into()));
+        assert!(plan("", "file:a", "", false).is_err());
+        assert_eq!(plan("", "gopher:x", "", false).unwrap_err(), "unknown STDIO scheme gopher");
     }
 
     #[test]

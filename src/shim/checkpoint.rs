@@ -122,8 +122,7 @@ impl Shim {
             )
         })?;
         let Some(checkpoint) = checkpoint else { return Err(ShimError::NoSuchContainer) };
-        io.start_logger(&self.reaper).await?;
-        io.open_stdin()?;
+        io.open(&self.reaper).await?;
         let console = io.is_terminal().then(|| ConsoleSocket::bind(&bundle, "init")).transpose()?;
         let image = checkpoint.image();
         let parent = checkpoint.parent.as_deref().map(|parent| parent.to_string_lossy().into_owned());

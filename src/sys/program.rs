@@ -98,7 +98,39 @@ impl Program {
         self.start_as(Bond::Lasting, &[None, None, None], more)
     }
 
+    /// The same, but we do not stand still until it has become the program, whose file system may hang. Why it did not comes through
+    /// `failed`: an error number, four bytes; that closes without a word when it has.
+    pub fn start_apart(&self, more: &[OwnedFd], failed: &OwnedFd) -> io::Result<u32> {
+        // Out of the way of the descriptors that it is born with.
+        let failed = rustix::io::fcntl_dupfd_cloexec(failed, super::spawn::BEYOND)?;
+        self.become_with(Bond::Lasting, &[None, None, None], more, |becoming| {
+            becoming.failed = Some(failed.as_raw_fd());
+            let before = super::signals::block()?;
+            let child = super::spawn::forked(|| {
+                let Err(error) = become_program(becoming);
+                let number = error.raw_os_error().to_ne_bytes();
+                for place in [Some(failed.as_raw_fd()), becoming.told_at()].into_iter().flatten() {
+                    // SAFETY: the buffer is valid for its length; one of the two numbers is the pipe, the other may be closed.
+                    unsafe { libc::write(place, number.as_ptr().cast(), number.len()) };
+                }
+                127
+            });
+            super::signals::restore(&before);
+            child
+        })
+    }
+
     fn start_as(&self, bond: Bond, streams: &Streams, more: &[OwnedFd]) -> io::Result<u32> {
+        self.become_with(bond, streams, more, borrow)
+    }
+
+    fn become_with(
+        &self,
+        bond: Bond,
+        streams: &Streams,
+        more: &[OwnedFd],
+        begin: impl FnOnce(&mut Becoming<'_>) -> io::Result<u32>,
+    ) -> io::Result<u32> {
         let nulls = [OFlags::RDONLY, OFlags::WRONLY, OFlags::WRONLY];
         let null = |(stream, access): (&Option<OwnedFd>, OFlags)| match stream {
             Some(_) => Ok(None),
@@ -118,12 +150,13 @@ impl Program {
         };
         let environment: Vec<CString> = self.environment.iter().map(variable).collect::<io::Result<_>>()?;
         let (argv, envp) = (pointers(&arguments), pointers(&environment));
-        borrow(&mut Becoming {
+        begin(&mut Becoming {
             paths: &paths,
             argv: &argv,
             envp: &envp,
             directory: directory.as_ref(),
             sources: &sources,
+            failed: None,
             bond,
             parent: rustix::process::getpid(),
             error: 0,
@@ -176,10 +209,19 @@ struct Becoming<'a> {
     directory: Option<&'a CString>,
     /// For descriptors 0, 1, 2 …
     sources: &'a [RawFd],
+    /// Where a child that is not waited for says why it failed. It keeps this one and its sources, and nothing else of ours: it may hang.
+    failed: Option<RawFd>,
     bond: Bond,
     parent: Pid,
     /// The child's answer: why it did not become the program.
     error: libc::c_int,
+}
+
+impl Becoming<'_> {
+    /// Where `failed` lies when the sources are in place.
+    fn told_at(&self) -> Option<RawFd> {
+        self.failed.and_then(|_| RawFd::try_from(self.sources.len()).ok())
+    }
 }
 
 /// Runs the child until it has become the program, or has failed.
@@ -240,6 +282,13 @@ fn become_program(becoming: &Becoming<'_>) -> Result<std::convert::Infallible, E
         }
     }
     super::spawn::place(becoming.sources, 0).map_err(errno)?;
+    if let (Some(failed), Some(told_at)) = (becoming.failed, becoming.told_at()) {
+        // SAFETY: dup3 takes integers; in the child no owner of the number is left.
+        if unsafe { libc::dup3(failed, told_at, libc::O_CLOEXEC) } < 0 {
+            return Err(errno(io::Error::last_os_error()));
+        }
+        super::fd::close_from(told_at + 1);
+    }
     super::process::restore_open_files();
     if let Some(directory) = becoming.directory {
         rustix::process::chdir(directory.as_c_str())?;

@@ -36,6 +36,15 @@ pub fn expect_children() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
+/// Survives SIGTERM and SIGINT as well, in a helper that ends with its input.
+pub fn survive_termination() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let handler = nothing as extern "C" fn(libc::c_int);
+        // SAFETY: as above.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+}
+
 /// Keeps every signal waiting until [`unblock`], or until the mask that it returns is [restored](restore): a daemon that is told to end before it
 /// listens would die and leave its socket. A fault of ours still ends us: the kernel does not let those wait. Async-signal-safe.
 pub(super) fn block() -> io::Result<libc::sigset_t> {

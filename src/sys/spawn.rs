@@ -16,6 +16,8 @@ use std::{
     time::Duration,
 };
 
+/// Descriptors from here on are out of the way of [`place`].
+pub(super) const BEYOND: RawFd = 128;
 /// What is kept of a program's output, bytes.
 const MAX_OUTPUT: usize = 2048;
 
@@ -154,7 +156,7 @@ pub fn apart(kept: &OwnedFd, work: impl FnOnce(BorrowedFd<'_>)) -> io::Result<u3
     })
 }
 
-fn forked(child: impl FnOnce() -> libc::c_int) -> io::Result<u32> {
+pub(super) fn forked(child: impl FnOnce() -> libc::c_int) -> io::Result<u32> {
     // SAFETY: fork in a process with one thread: no lock can be held by a thread that is missing in the child.
     let pid = unsafe { libc::fork() };
     match pid {

@@ -11,12 +11,14 @@
 #![allow(unreachable_pub, reason = "one crate, its rooms share the support")]
 
 mod bootstrap;
+mod consoles;
 mod cri;
 mod docker;
 mod errors;
 mod events;
 mod exits;
 mod faults;
+mod files;
 mod hostile;
 mod io;
 mod lifecycle;

@@ -3,6 +3,7 @@
 mod calls;
 mod direct;
 mod events;
+mod hung;
 mod place;
 mod process;
 mod terminal;
@@ -13,6 +14,7 @@ pub use calls::{
 };
 pub use direct::{Direct, exec_request, fifo, process_spec};
 pub use events::EventLog;
+pub use hung::{Disk, Mute};
 pub use place::{Place, feed};
 pub use process::{
     alive, all as all_pids, children, cmdline, fd_count, kill, process_state, read_all, until,
@@ -174,7 +176,12 @@ impl Rig {
         self.ctr_within("120", arguments)
     }
 
-    fn ctr_within<S: AsRef<OsStr>>(&self, seconds: &str, arguments: impl IntoIterator<Item = S>) -> Command {
+    /// The same with a limit of its own.
+    pub fn ctr_within<S: AsRef<OsStr>>(
+        &self,
+        seconds: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
         // Nothing may hang for ever.
         let mut command = Command::new("timeout");
         command.arg("-k1").arg(seconds).arg(ctr_binary()).arg("-a").arg(self.dir.join("c.sock"));
@@ -235,6 +242,13 @@ impl Rig {
     pub fn run_in_group(&self, group: &str, id: &str, command: &[&str]) {
         let annotation = format!("{GROUP}={group}");
         self.run_with(&["--runtime", CLEAT, "--annotation", &annotation], id, command);
+    }
+
+    /// Flags that pass these options of cleat, TOML, to `ctr run`.
+    pub fn runtime_options(&self, name: &str, toml: &str) -> [String; 4] {
+        let path = self.dir.join(name);
+        fs::write(&path, toml).unwrap();
+        ["--runtime", CLEAT, "--runtime-config-path", path.to_str().unwrap()].map(str::to_owned)
     }
 
     /// A runtime that misbehaves: a shell script that runs `before` and then becomes runc. The flags pass it to `ctr run`.

@@ -1,6 +1,7 @@
 //! A terminal for programs that want one, at which one reads and types.
 
 use rustix::{
+    event::{PollFd, PollFlags, poll},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{Winsize, tcsetwinsize},
 };
@@ -19,6 +20,8 @@ pub struct Terminal {
     child: Child,
     master: File,
     seen: Vec<u8>,
+    /// How much of it was waited for.
+    waited: usize,
 }
 
 impl Terminal {
@@ -39,7 +42,7 @@ impl Terminal {
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path).unwrap().into();
         command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
         // The command goes out of scope here, and its copies of the slave with it: so the master sees the end.
-        Self { child: command.spawn().unwrap(), master: master.into(), seen: Vec::new() }
+        Self { child: command.spawn().unwrap(), master: master.into(), seen: Vec::new(), waited: 0 }
     }
 
     pub fn pid(&self) -> u32 {
@@ -51,10 +54,15 @@ impl Terminal {
         self.master.write_all(keys).unwrap();
     }
 
-    /// Reads until this was shown. `ctr` is better read so far before its container ends: containerd's client closes its fifos when it is told
+    /// Reads until this was shown, after what was waited for before. `ctr` is better read so far before its container ends: containerd's client closes its fifos when it is told
     /// of the exit, with what is in them (client/task.go, `Delete`).
     pub fn read_until(&mut self, text: &str) {
-        while !String::from_utf8_lossy(&self.seen).contains(text) {
+        loop {
+            let shown = String::from_utf8_lossy(&self.seen[self.waited..]).into_owned();
+            if let Some(at) = shown.find(text) {
+                self.waited += shown[..at + text.len()].len();
+                return;
+            }
             assert!(self.read() > 0, "it ended: {}", String::from_utf8_lossy(&self.seen));
         }
     }
@@ -68,6 +76,10 @@ impl Terminal {
     /// 0 at the end, of which a master is told by EIO (pty(7)): twice, for what was written just before the end may come after the first
     /// (drivers/tty/n_tty.c, `n_tty_read`).
     fn read(&mut self) -> usize {
+        let limit = rustix::event::Timespec::try_from(super::LONG).unwrap();
+        let mut asked = [PollFd::new(&self.master, PollFlags::IN)];
+        let ready = poll(&mut asked, Some(&limit)).unwrap();
+        assert!(ready > 0, "nothing more is shown: {}", String::from_utf8_lossy(&self.seen));
         let mut buffer = [0; 4096];
         let mut read = || match self.master.read(&mut buffer) {
             Err(error) if error.raw_os_error() == Some(libc::EIO) => 0,
