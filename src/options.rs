@@ -117,11 +117,21 @@ fn from_table(table: &toml::Table) -> Result<Options, BadOptions> {
             "taskapiaddress" => options.task_api_address = text()?,
             "taskapiversion" => options.task_api_version = number()?,
             "spool" => options.spool = text()?,
+            "spooltotal" => options.spool_total = text()?,
+            "annotations" => options.annotations = words(value).ok_or_else(|| wrong("list of strings"))?,
             "nativeexec" => options.native_exec = truth()?,
             _ => {}
         }
     }
     Ok(options)
+}
+
+/// A list of words, or one word, with commas between them.
+fn words(value: &toml::Value) -> Option<String> {
+    match value.as_array() {
+        Some(list) => Some(list.iter().map(toml::Value::as_str).collect::<Option<Vec<_>>>()?.join(",")),
+        None => value.as_str().map(str::to_owned),
+    }
 }
 
 /// Reads an `options.json`, as Go's shim does: null sets nothing, unknown members are for newer versions.
@@ -154,6 +164,8 @@ fn set(options: &mut Options, name: &str, reader: &mut Reader) -> Result<bool, B
         ("criu_work_path", &mut options.criu_work_path),
         ("task_api_address", &mut options.task_api_address),
         ("spool", &mut options.spool),
+        ("spool_total", &mut options.spool_total),
+        ("annotations", &mut options.annotations),
     ];
     let truths = [
         ("no_pivot_root", &mut options.no_pivot_root),
@@ -225,6 +237,16 @@ mod tests {
             expected
         );
         assert_eq!(generic("", "").unwrap(), Options::default());
+    }
+
+    #[test]
+    fn toml_says_what_is_kept_and_what_containers_may_set() {
+        let options =
+            generic("Spool = '1Mi'\nSpoolTotal = '4Mi'\nAnnotations = ['spool', 'direct']", "").unwrap();
+        assert_eq!((options.spool.as_str(), options.spool_total.as_str()), ("1Mi", "4Mi"));
+        assert_eq!(options.annotations, "spool,direct");
+        assert_eq!(generic("annotations = 'spool'", "").unwrap().annotations, "spool");
+        assert!(generic("Annotations = [3]", "").unwrap_err().contains("Annotations"));
     }
 
     #[test]

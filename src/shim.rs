@@ -332,11 +332,8 @@ impl Shim {
             native_exec: traits.native_exec.map_or(request.options.native_exec, |text| text == "true"),
             has_seccomp: traits.has_seccomp,
         };
-        let configured = Some(&request.options.spool).filter(|text| !text.is_empty());
-        let spool = match traits.spool.as_ref().or(configured) {
-            Some(text) => text.parse::<SpoolPolicy>()?,
-            None => SpoolPolicy::default(),
-        };
+        let Options { spool, spool_total, annotations, .. } = &request.options;
+        let spool = SpoolPolicy::decide(spool, spool_total, annotations, traits.spool.as_deref())?;
         // criu finds its pipes again, not a fifo of the host's.
         let spool = match traits.may_hold_fifos && request.checkpoint.is_none() {
             true => spool,

@@ -5,6 +5,7 @@ use cleat::{
     protocol::{
         Any, Empty, Mount,
         events::{ForwardRequest, SERVICE},
+        options::{OPTIONS_URL, Options},
         task as api,
     },
     rpc::{self, Call, Connection, Handler, Load, Reply},
@@ -285,6 +286,11 @@ impl Driver {
                     option("workdir", bundle.join("work")),
                 ],
             }],
+            // Without that annotations of cleat mean nothing.
+            options: (!self.annotations.is_empty()).then(|| {
+                let annotations = "spool,direct".to_owned();
+                Any::pack(OPTIONS_URL, &Options { annotations, ..Options::default() })
+            }),
             ..api::CreateTaskRequest::default()
         }
     }

@@ -1,19 +1,30 @@
 //! What a reader has not taken yet: a little in memory, the rest in a memfd, whose pages count for the shim's cgroup.
 //!
-//! Without it a container that writes while its reader is away (containerd restarts, or is stuck) stops at the next write. The bound is the
-//! container's: annotation `io.containerd.cleat.spool`, or `spool` in the runtime's options. Or the container is to write into the fifo itself.
+//! Without it a container that writes while its reader is away (containerd restarts, or is stuck) stops at the next write. The bounds are the
+//! operator's, in the runtime's options: `Spool` for a stream, `SpoolTotal` for all of a shim, since the memory is not the pod's. A container's
+//! annotation `io.containerd.cleat.spool` counts if he lists it in `Annotations`, and may lower what he allows. Or the container is to write into
+//! the fifo itself.
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
-use std::{io, os::fd::OwnedFd, str::FromStr};
+use std::{cell::Cell, io, os::fd::OwnedFd, str::FromStr};
 
 /// Bytes kept for each stream unless the container says otherwise.
 const DEFAULT_BOUND: u64 = 8 << 20;
 /// Largest bound, bytes: more is a mistake, or an attempt on the node's memory.
 const MAX_BOUND: u64 = 1 << 30;
+/// Bytes kept for all streams of a shim unless the operator says otherwise.
+const DEFAULT_TOTAL: u64 = 32 << 20;
+/// What a stream that drops its oldest lines may keep although all of the shim's bytes are used: it must never wait.
+const FLOOR: u64 = 64 << 10;
 /// Bytes that were read again are given back to the kernel in steps of this.
-const PUNCH: u64 = 1 << 20;
+const PUNCH: u64 = 128 << 10;
 /// Read at a time when lines are dropped, and when they are replayed.
 const CHUNK: usize = 64 << 10;
+
+thread_local! {
+    /// Bytes that all spools of this shim keep.
+    static USED: Cell<u64> = const { Cell::new(0) };
+}
 
 /// What to do when the bound is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,21 +44,56 @@ pub struct Policy {
     pub when_full: WhenFull,
     /// The container gets the fifo itself where that is safe; then nothing is spooled, and the bound is for where it is not.
     pub direct: bool,
+    /// Bytes that all streams of the shim may keep together, as far as this one is concerned.
+    pub total: u64,
 }
 
 impl Policy {
     /// Nothing is spooled.
-    pub const OFF: Self = Self { bound: 0, when_full: WhenFull::Wait, direct: false };
+    pub const OFF: Self = Self { bound: 0, when_full: WhenFull::Wait, direct: false, total: DEFAULT_TOTAL };
 
     /// The same through the shim.
     pub fn through_the_shim(self) -> Self {
         Self { direct: false, ..self }
     }
+
+    /// What the operator's options say, lowered by a container's annotation if he lists it. Empty texts are the defaults.
+    pub fn decide(
+        spool: &str,
+        total: &str,
+        listed: &str,
+        annotation: Option<&str>,
+    ) -> Result<Self, BadPolicy> {
+        let mut policy = match spool {
+            "" => Self::default(),
+            text => text.parse()?,
+        };
+        // What he allows a stream, he allows all of them, unless he says less.
+        policy.total = match total {
+            "" => policy.total.max(policy.bound),
+            text => size(text).ok_or_else(|| BadPolicy(brief(text)))?,
+        };
+        let is_listed = |name| listed.split(',').any(|word| word.trim() == name);
+        let Some(text) = annotation.filter(|_| is_listed("spool") || is_listed("direct")) else {
+            return Ok(policy);
+        };
+        let wanted: Self = text.parse()?;
+        Ok(match wanted.direct {
+            true => Self { direct: policy.direct || is_listed("direct"), ..policy },
+            false if !is_listed("spool") => policy,
+            false => Self {
+                bound: wanted.bound.min(policy.bound),
+                direct: false,
+                when_full: wanted.when_full,
+                ..policy
+            },
+        })
+    }
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { bound: DEFAULT_BOUND, when_full: WhenFull::Wait, direct: false }
+        Self { bound: DEFAULT_BOUND, ..Self::OFF }
     }
 }
 
@@ -64,24 +110,30 @@ impl FromStr for Policy {
         if text == "direct" {
             return Ok(Self { direct: true, ..Self::default() });
         }
-        let bad = || BadPolicy(text.chars().take(40).collect());
-        let (size, when_full) = match text.split_once(',') {
-            None | Some((_, "wait")) => (text.split(',').next().unwrap_or_default(), WhenFull::Wait),
-            Some((size, "drop-oldest")) => (size, WhenFull::DropOldest),
+        let bad = || BadPolicy(brief(text));
+        let (bytes, when_full) = match text.split_once(',') {
+            None => (text, WhenFull::Wait),
+            Some((bytes, "wait")) => (bytes, WhenFull::Wait),
+            Some((bytes, "drop-oldest")) => (bytes, WhenFull::DropOldest),
             Some(_) => return Err(bad()),
         };
-        let units = [("Ki", 10), ("Mi", 20), ("Gi", 30)];
-        let unit = units.iter().find_map(|(unit, shift)| Some((size.strip_suffix(unit)?, *shift)));
-        let (digits, shift) = unit.unwrap_or((size, 0));
-        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(bad());
-        }
-        let bound = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or_else(bad)?;
-        if bound > MAX_BOUND {
-            return Err(bad());
-        }
-        Ok(Self { bound, when_full, direct: false })
+        Ok(Self { bound: size(bytes).ok_or_else(bad)?, when_full, ..Self::OFF })
     }
+}
+
+fn brief(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+/// Bytes, Ki, Mi or Gi, at most [`MAX_BOUND`].
+fn size(text: &str) -> Option<u64> {
+    let units = [("Ki", 10), ("Mi", 20), ("Gi", 30)];
+    let unit = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)));
+    let (digits, shift) = unit.unwrap_or((text, 0));
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift).filter(|bytes| *bytes <= MAX_BOUND)
 }
 
 /// Bytes on their way from a source to a sink that does not take them, in order: `front`, the file's, `tail`.
@@ -99,6 +151,8 @@ pub(super) struct Spool {
     punched: u64,
     /// What the file would not take (no memory, no descriptor).
     tail: Vec<u8>,
+    /// What of [`USED`] is ours.
+    charged: u64,
     /// The byte before the file's first one ended a line.
     at_line_start: bool,
     gap: Gap,
@@ -111,12 +165,16 @@ pub(super) struct Spool {
 struct Gap {
     lines: u64,
     bytes: u64,
+    /// It begins in the middle of a line.
+    breaks_line: bool,
 }
 
 impl Spool {
     /// An empty one.
     pub(super) fn new(policy: Policy) -> Self {
-        Self { policy, ..Self::default() }
+        let mut spool = Self::default();
+        spool.policy = policy;
+        spool
     }
 
     /// Whether it takes anything but what a write has left over.
@@ -126,7 +184,8 @@ impl Spool {
 
     /// Forgets all.
     pub(super) fn clear(&mut self) {
-        *self = Self::new(self.policy);
+        // The old one gives back what it is charged for.
+        drop(std::mem::replace(self, Self::new(self.policy)));
     }
 
     /// Nothing waits.
@@ -149,12 +208,26 @@ impl Spool {
         if !self.tail.is_empty() {
             return 0;
         }
-        let Policy { bound, when_full, .. } = self.policy;
-        let room = match when_full {
-            WhenFull::Wait => bound.saturating_sub(self.len()),
-            WhenFull::DropOldest => bound,
+        let room = match self.policy.when_full {
+            WhenFull::Wait => self.may_keep().saturating_sub(self.len()),
+            WhenFull::DropOldest => self.may_keep(),
         };
         usize::try_from(room).unwrap_or(usize::MAX)
+    }
+
+    /// How much this stream may keep now, in all.
+    fn may_keep(&self) -> u64 {
+        let Policy { bound, when_full, total, .. } = self.policy;
+        let free = total.saturating_sub(USED.get());
+        let floor = if when_full == WhenFull::DropOldest { FLOOR } else { 0 };
+        bound.min((self.len() + free).max(floor))
+    }
+
+    /// Counts what the file holds, and what it would not take.
+    fn charge(&mut self) {
+        let held = self.file.as_ref().map_or(0, |_| self.end - self.punched) + self.tail.len() as u64;
+        USED.set((USED.get() + held).saturating_sub(self.charged));
+        self.charged = held;
     }
 
     /// Keeps what the sink left over of a write. Only into an empty spool.
@@ -168,7 +241,7 @@ impl Spool {
     /// Takes bytes behind all others; never fails, though it may say [`Spool::room`] 0 for a while afterwards.
     pub(super) fn append(&mut self, bytes: &[u8], scratch: &mut [u8]) {
         if self.policy.when_full == WhenFull::DropOldest {
-            let over = (self.len() + bytes.len() as u64).saturating_sub(self.policy.bound);
+            let over = (self.len() + bytes.len() as u64).saturating_sub(self.may_keep());
             self.drop_oldest(over, scratch);
         }
         if let Err(e) = self.write_to_file(bytes) {
@@ -192,6 +265,7 @@ impl Spool {
             Ok(())
         })();
         self.tail.extend_from_slice(rest);
+        self.charge();
         result
     }
 
@@ -209,6 +283,7 @@ impl Spool {
                 if self.front.len() + rest <= 2 * CHUNK {
                     self.front.extend_from_slice(&bytes[..rest]);
                 } else {
+                    self.gap.breaks_line = true;
                     self.gap.bytes += rest as u64;
                     self.dropped += rest as u64;
                 }
@@ -245,8 +320,8 @@ impl Spool {
             self.front = Vec::new();
             self.front_gone = 0;
             if self.gap.bytes > 0 {
-                let Gap { lines, bytes } = std::mem::take(&mut self.gap);
-                let newline = if self.at_line_start { "" } else { "\n" };
+                let Gap { lines, bytes, breaks_line } = std::mem::take(&mut self.gap);
+                let newline = if breaks_line { "\n" } else { "" };
                 self.front = format!("{newline}cleat: {lines} lines ({bytes} bytes) dropped\n").into_bytes();
                 self.at_line_start = true;
                 continue;
@@ -258,6 +333,7 @@ impl Spool {
                     return Some(());
                 }
                 self.front = std::mem::take(&mut self.tail);
+                self.charge();
                 continue;
             }
             let written = write(&scratch[..read])?;
@@ -295,12 +371,20 @@ impl Spool {
             // If it fails the pages stay until the file goes.
             let _ = fallocate(file, flags, self.punched, whole - self.punched);
             self.punched = whole;
+            self.charge();
         }
     }
 
     fn clear_file(&mut self) {
         self.file = None;
         (self.start, self.end, self.punched) = (0, 0, 0);
+        self.charge();
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        USED.set(USED.get().saturating_sub(self.charged));
     }
 }
 
@@ -338,6 +422,66 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_container_may_only_lower_what_the_operator_allows() {
+        let decide = |spool, total, listed, annotation| Policy::decide(spool, total, listed, annotation);
+        assert_eq!(decide("", "", "", None).unwrap(), Policy::default());
+        assert_eq!(decide("", "", "", Some("1Gi")).unwrap(), Policy::default());
+        assert_eq!(decide("", "", "other", Some("much")).unwrap(), Policy::default());
+        assert!(decide("", "", "spool", Some("much")).is_err());
+        assert!(decide("", "much", "", None).is_err());
+        assert_eq!(decide("64Ki", "", "spool", Some("1Gi")).unwrap().bound, 64 << 10);
+        assert_eq!(decide("64Ki", "", "spool", Some("1Ki")).unwrap().bound, 1 << 10);
+        assert_eq!(decide("64Ki", "", "spool", Some("0")).unwrap().bound, 0);
+        assert_eq!(decide("64Mi", "", "spool", Some("1Ki")).unwrap().total, 64 << 20);
+        assert_eq!(decide("64Ki", "2Mi", "a, spool", Some("1Ki,drop-oldest")).unwrap().total, 2 << 20);
+        for (spool, listed, annotation, direct) in [
+            ("", "spool", "direct", false),
+            ("", "direct", "direct", true),
+            ("direct", "spool", "direct", true),
+            ("direct", "spool", "1Mi", false),
+            ("direct", "direct", "1Mi", true),
+            ("direct", "", "1Mi", true),
+        ] {
+            let policy = decide(spool, "", listed, Some(annotation)).unwrap();
+            assert_eq!(policy.direct, direct, "{spool} {listed} {annotation}");
+        }
+    }
+
+    #[test]
+    fn all_streams_together_keep_no_more_than_the_total() {
+        let mut scratch = vec![0; CHUNK];
+        let waits = Policy { total: 1 << 20, ..Policy::default() };
+        let drops = Policy { when_full: WhenFull::DropOldest, ..waits };
+        let mut spools: Vec<Spool> = (0..4).map(|_| Spool::new(waits)).collect();
+        let mut kept = [0; 4];
+        for _ in 0..100 {
+            for (spool, kept) in spools.iter_mut().zip(&mut kept) {
+                let size = spool.room().min(10_000);
+                spool.append(&vec![b'x'; size], &mut scratch);
+                *kept += size;
+            }
+        }
+        assert_eq!(kept.iter().sum::<usize>(), 1 << 20);
+        assert_eq!(USED.get(), 1 << 20);
+        // One that must not wait goes on all the same.
+        let mut lively = Spool::new(drops);
+        for number in 0..10_000 {
+            assert!(lively.room() > 0);
+            lively.append(format!("line {number}\n").as_bytes(), &mut scratch);
+            assert!(lively.len() <= FLOOR + 64, "{}", lively.len());
+            assert!(USED.get() <= (1 << 20) + FLOOR + PUNCH + 8192, "{}", USED.get());
+        }
+        assert!(drain(&mut lively, &mut scratch).ends_with(b"line 9999\n"));
+        // What was read is free for others.
+        assert_eq!(drain(&mut spools[0], &mut scratch).len(), kept[0]);
+        assert_eq!(spools[1].room(), kept[0]);
+        spools[2].clear();
+        assert_eq!(spools[1].room(), kept[0] + kept[2]);
+        drop(spools);
+        assert_eq!(USED.get(), 0);
+    }
+
     fn drain(spool: &mut Spool, scratch: &mut [u8]) -> Vec<u8> {
         let mut out = Vec::new();
         spool
@@ -365,6 +509,18 @@ mod tests {
         let kept = text.lines().filter(|line| line.starts_with("line ")).count();
         assert!(text.contains(&format!("cleat: {} lines (", 99 - kept)), "{text}");
         assert!(spool.dropped() > 600);
+    }
+
+    #[test]
+    fn a_gap_that_ends_within_a_line_adds_no_empty_one() {
+        let mut scratch = vec![0; CHUNK];
+        let policy = Policy { bound: 100, when_full: WhenFull::DropOldest, ..Policy::default() };
+        let mut spool = Spool::new(policy);
+        spool.keep(&[b"y".repeat(98), b"\n".to_vec()].concat());
+        spool.append(b"half of ", &mut scratch);
+        spool.append(b"a line\nanother\n", &mut scratch);
+        let text = String::from_utf8(drain(&mut spool, &mut scratch)).unwrap();
+        assert!(!text.contains("\n\n") && text.ends_with("\nanother\n"), "{text}");
     }
 
     #[test]

@@ -77,6 +77,14 @@ pub struct Options {
     #[prost(bool, tag = "15001")]
     #[serde(skip_serializing_if = "is_default")]
     pub native_exec: bool,
+    /// What is kept of all outputs of a shim whose readers are away. Ours alone, as above.
+    #[prost(string, tag = "15002")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub spool_total: String,
+    /// The annotations of ours that containers may set, with commas between them. Ours alone, as above.
+    #[prost(string, tag = "15003")]
+    #[serde(skip_serializing_if = "is_default")]
+    pub annotations: String,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -208,8 +208,8 @@ fn a_shim_cgroup_that_is_not_there() {
 #[test]
 fn a_spool_that_is_no_size() {
     let rig = Rig::new();
-    let text =
-        refused(&rig, &["--runtime", CLEAT, "--annotation", "io.containerd.cleat.spool=much"], &["true"]);
+    let options = rig.runtime_options("options.toml", "Spool = 'much'");
+    let text = refused(&rig, &options.each_ref().map(String::as_str), &["true"]);
     assert!(text.contains("spool \"much\" is not SIZE[,wait|,drop-oldest]"), "{text}");
 }
 

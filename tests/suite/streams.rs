@@ -6,7 +6,11 @@ use crate::support::{
     self, CLEAT, Direct, IMAGE, Rig, add, delete, exec_request, fd_count, fifo, kill, process, process_spec,
     read_all, reader, script, start, text, until, wait,
 };
-use cleat::protocol::{Empty, task as api};
+use cleat::protocol::{
+    Any, Empty,
+    options::{OPTIONS_URL, Options},
+    task as api,
+};
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
@@ -192,10 +196,11 @@ fn a_reader_that_comes_and_goes_under_load_misses_no_byte() {
 fn scar_16_a_container_that_logs_does_not_feel_that_its_reader_stands_still() {
     let lines = away().as_secs() * 100 + 200;
     let rig = Rig::new();
-    let flags = ["run", "--runtime", CLEAT, "--annotation", "io.containerd.cleat.spool=256Mi", IMAGE, "a"];
+    let options = rig.runtime_options("options.toml", "Spool = '256Mi'\nSpoolTotal = '1Gi'");
+    let options = options.each_ref().map(String::as_str);
     let script = megabyte_a_second(lines);
     let mut client = rig
-        .ctr_command([flags.as_slice(), &["sh", "-c", &script]].concat())
+        .ctr_command([&["run"], options.as_slice(), &[IMAGE, "a", "sh", "-c", &script]].concat())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -226,16 +231,104 @@ fn scar_16_a_container_that_logs_does_not_feel_that_its_reader_stands_still() {
 fn direct_container(rig: &Rig, direct: &mut Direct, script: &str, stdout: &str) {
     let bundle = support::bundle_beside(rig, |config| {
         config["process"]["args"] = serde_json::json!(["sh", "-c", script]);
-        config["annotations"] = serde_json::json!({"io.containerd.cleat.spool": "direct"});
     });
     let request = api::CreateTaskRequest {
         id: "b".into(),
         bundle: text(&bundle),
         stdout: stdout.into(),
+        options: Some(options(&Options { spool: "direct".into(), ..Options::default() })),
         ..api::CreateTaskRequest::default()
     };
     direct.call::<api::PidResponse>("Create", &request).unwrap();
     direct.call::<api::PidResponse>("Start", &process("b", "")).unwrap();
+}
+
+fn options(options: &Options) -> Any {
+    Any::pack(OPTIONS_URL, options)
+}
+
+/// Bytes of memory that the spools of a shim take.
+fn spooled(shim: u32) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(format!("/proc/{shim}/fd")).unwrap().flatten();
+    let is_spool = |entry: &std::fs::DirEntry| {
+        std::fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().contains("cleat-spool"))
+    };
+    entries
+        .filter(is_spool)
+        .filter_map(|entry| std::fs::metadata(entry.path()).ok())
+        .map(|file| file.blocks() * 512)
+        .sum()
+}
+
+/// Starts a container `b` in the shim of `a`, with this annotation and these options, that writes six mebibytes to each of its outputs, which nobody
+/// reads; says how much of it is kept, reads it all, and deletes it.
+fn kept_of_a_flood(rig: &Rig, direct: &mut Direct, annotation: &str, of_operator: &Options) -> u64 {
+    let bundle = support::bundle_beside(rig, |config| {
+        let flood = "head -c 6291456 /dev/zero & head -c 6291456 /dev/zero >&2; wait";
+        config["process"]["args"] = serde_json::json!(["sh", "-c", flood]);
+        config["annotations"] = serde_json::json!({"io.containerd.cleat.spool": annotation});
+    });
+    let outputs = ["b-out", "b-err"].map(|name| rig.dir.join(name));
+    for output in &outputs {
+        let _ = std::fs::remove_file(output);
+        fifo(&rig.dir, output.file_name().unwrap().to_str().unwrap());
+    }
+    let request = api::CreateTaskRequest {
+        id: "b".into(),
+        bundle: text(&bundle),
+        stdout: text(&outputs[0]),
+        stderr: text(&outputs[1]),
+        options: Some(options(of_operator)),
+        ..api::CreateTaskRequest::default()
+    };
+    direct.call::<api::PidResponse>("Create", &request).unwrap();
+    direct.call::<api::PidResponse>("Start", &process("b", "")).unwrap();
+    let (shim, mut kept) = (rig.shim(), u64::MAX);
+    until("no more is kept", || {
+        std::thread::sleep(Duration::from_millis(300));
+        let before = std::mem::replace(&mut kept, spooled(shim));
+        before == kept
+    });
+    let reading = outputs.map(|output| {
+        let mut output = reader(&output);
+        std::thread::spawn(move || {
+            let mut all = Vec::new();
+            output.read_to_end(&mut all).unwrap();
+            all.len()
+        })
+    });
+    assert_eq!(end(direct), 0);
+    assert_eq!(reading.map(|reading| reading.join().unwrap()), [6_291_456; 2]);
+    assert_eq!(spooled(shim), 0);
+    kept
+}
+
+// The memory is the shim's, not the pod's: what is kept is the operator's to say. Defence: `SpoolPolicy::decide`, `USED`.
+#[test]
+fn a_pod_cannot_make_the_shim_keep_more_than_the_operator_allows() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    let of_operator = |spool: &str, total: &str, annotations: &str| Options {
+        spool: spool.into(),
+        spool_total: total.into(),
+        annotations: annotations.into(),
+        ..Options::default()
+    };
+    let mut kept =
+        |annotation: &str, options: &Options| kept_of_a_flood(&rig, &mut direct, annotation, options);
+    let slack = 300 << 10;
+    // As it comes, an annotation means nothing.
+    assert_eq!(kept("0", &of_operator("", "", "")) >> 20, 11);
+    assert!(kept("160Mi", &of_operator("1Mi", "", "")) <= (2 << 20) + slack);
+    // Listed, it lowers and does not raise.
+    assert!(kept("160Mi", &of_operator("1Mi", "", "spool")) <= (2 << 20) + slack);
+    assert_eq!(kept("0", &of_operator("1Mi", "", "spool")), 0);
+    // All streams of the shim have one bound.
+    let bound = kept("160Mi", &of_operator("64Mi", "3Mi", "spool"));
+    assert!((2 << 20..=(3 << 20) + slack).contains(&bound), "{bound}");
+    rig.remove("a");
 }
 
 fn end(direct: &mut Direct) -> u32 {
