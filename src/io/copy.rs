@@ -776,6 +776,37 @@ mod tests {
     }
 
     #[test]
+    fn a_console_whose_other_side_cannot_be_kept_goes_on_until_its_process_ends() {
+        use rustix::pty::{OpenptFlags, openpt, unlockpt};
+        local(async {
+            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+            let master = openpt(flags).unwrap();
+            unlockpt(&master).unwrap();
+            rustix::io::ioctl_fionbio(&master, true).unwrap();
+            let open = |master: &OwnedFd| sys::pty::open_slave(std::os::fd::AsFd::as_fd(master)).unwrap();
+            let console = Watched::both(master);
+            let (reader, sink) = pipe();
+            let sink = Watched::sink(sink);
+            let copy =
+                Copy::new("console", Rc::clone(&console), sink, OnWriteError::Drop, Policy::OFF).unwrap();
+            let task = tokio::task::spawn_local(Rc::clone(&copy).run());
+            let mut got = Vec::new();
+            for round in 0..3 {
+                let slave = open(console.fd());
+                rustix::io::write(&slave, format!("round {round}").as_bytes()).unwrap();
+                drop(slave);
+                tokio::time::sleep(FIRST_AWAY_LOOK * 3).await;
+                read_until(&reader, &mut got, 7 * (round + 1)).await;
+                assert!(!copy.has_ended());
+            }
+            assert_eq!(got, b"round 0round 1round 2");
+            copy.expect_end();
+            task.await.unwrap();
+            assert!(copy.has_ended());
+        });
+    }
+
+    #[test]
     fn a_full_sink_loses_nothing() {
         local(async {
             let (source, feed) = pipe();

@@ -96,7 +96,8 @@ pub(super) enum Found {
 
 /// Looks what is behind a path, and opens it if that can block nobody.
 pub(super) async fn find(path: &Path, purpose: Purpose, reaper: &Rc<Reaper>) -> Result<Found, StdioError> {
-    let fail = |source| StdioError::Io { verb: "open", path: path.to_owned(), source };
+    let verb = if purpose == Purpose::Read { "open" } else { "find" };
+    let fail = |source| StdioError::Io { verb, path: path.to_owned(), source };
     match find_at_once(path, purpose) {
         Ok(Some(found)) => Ok(found),
         Ok(None) => find_by_helper(path, purpose, reaper).await.map_err(fail),

@@ -358,6 +358,29 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_is_not_waited_for_keeps_nothing_else_and_says_why_it_failed() {
+        let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let pid = shell("ls /proc/self/fd >&3").start_apart(&[theirs], &failed).unwrap();
+        drop(failed);
+        let read = |pipe: OwnedFd| {
+            let mut bytes = Vec::new();
+            std::fs::File::from(pipe).read_to_end(&mut bytes).unwrap();
+            bytes
+        };
+        assert_eq!(read(told), b"");
+        // 4 is the directory that ls reads.
+        assert_eq!(String::from_utf8(read(ours)).unwrap(), "0\n1\n2\n3\n4\n");
+        let reap = |pid: u32| waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty()).unwrap();
+        reap(pid);
+        let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let pid = Program::new("/cleat-is-not-there").start_apart(&[], &failed).unwrap();
+        drop(failed);
+        assert_eq!(read(told), libc::ENOENT.to_ne_bytes());
+        reap(pid);
+    }
+
+    #[test]
     fn what_cannot_be_run_says_why_and_leaves_no_child() {
         let start = |program: &Program| program.start(&[None, None, None], &[]).unwrap_err().kind();
         assert_eq!(start(&Program::new("cleat-is-not-there")), io::ErrorKind::NotFound);
