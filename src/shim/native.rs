@@ -481,10 +481,11 @@ impl Joining {
     /// An error where the init has moved since it was made, or one of its cgroups cannot be joined.
     fn of(init: u32, cgroup: &Cgroup) -> io::Result<Self> {
         let text = read_bounded(Path::new(&format!("/proc/{init}/cgroup")), MAX_CGROUPS)?;
-        if Cgroup::of_process(init)? != *cgroup {
+        let now = Cgroup::of_process(init)?;
+        if has_moved(cgroup, &now) {
             return Err(io::Error::other("the init has moved"));
         }
-        let joins = cgroup.not_joined_by(&Cgroup::of_process(std::process::id())?)?;
+        let joins = now.not_joined_by(&Cgroup::of_process(std::process::id())?)?;
         let open = |path: PathBuf, flags| Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?);
         let tasks = joins.v1.iter().map(|directory| open(directory.join("tasks"), OFlags::WRONLY));
         Ok(Self {
@@ -492,6 +493,15 @@ impl Joining {
             tasks: tasks.collect::<io::Result<_>>()?,
             unified: joins.unified.map(|path| open(path, OFlags::PATH | OFlags::DIRECTORY)).transpose()?,
         })
+    }
+}
+
+/// Whether an init has left one of the cgroups that it was made in. A hierarchy that was mounted since then
+/// has it in its root.
+fn has_moved(made: &Cgroup, now: &Cgroup) -> bool {
+    match (made, now) {
+        (Cgroup::V1(made), Cgroup::V1(now)) => made.iter().any(|entry| !now.contains(entry)),
+        _ => made != now,
     }
 }
 
@@ -547,4 +557,25 @@ async fn copy_self() -> io::Result<OwnedFd> {
         tokio::task::yield_now().await;
     }
     copy.sealed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hierarchy_that_is_mounted_later_moves_nobody() {
+        let v1 = |entries: &[(&str, &str)]| {
+            Cgroup::V1(entries.iter().map(|(name, path)| ((*name).into(), (*path).into())).collect())
+        };
+        let made = v1(&[("cpu", "/cpu/a"), ("pids", "/pids/a")]);
+        assert!(!has_moved(&made, &made));
+        assert!(!has_moved(&made, &v1(&[("net_cls", "/net_cls"), ("pids", "/pids/a"), ("cpu", "/cpu/a")])));
+        assert!(has_moved(&made, &v1(&[("cpu", "/cpu/a"), ("pids", "/pids/b")])));
+        assert!(has_moved(&made, &v1(&[("cpu", "/cpu/a")])));
+        assert!(
+            has_moved(&made, &Cgroup::V2("/a".into()))
+                && has_moved(&Cgroup::V2("/b".into()), &Cgroup::V2("/a".into()))
+        );
+    }
 }
