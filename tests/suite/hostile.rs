@@ -46,7 +46,6 @@ fn attack() {
     let mut spy = Spy {
         mode,
         secret: secret.trim_start_matches('/').to_owned(),
-        cgroup: read_all("/proc/self/cgroup"),
         namespaces: namespaces(std::process::id()),
         noted: Vec::new(),
         told: HashSet::new(),
@@ -109,7 +108,6 @@ fn flags(pid: u32) -> Option<u64> {
 struct Spy {
     mode: String,
     secret: String,
-    cgroup: String,
     namespaces: Vec<Option<PathBuf>>,
     /// Of this round.
     noted: Vec<String>,
@@ -200,7 +198,8 @@ impl Spy {
             }
         }
         let cgroup = read_all(format!("/proc/{pid}/cgroup"));
-        if !cgroup.is_empty() && cgroup != self.cgroup {
+        // Ours anew: a hierarchy may have been mounted meanwhile.
+        if !cgroup.is_empty() && cgroup != read_all("/proc/self/cgroup") {
             self.note(format!("outside {}", cgroup.replace('\n', " ")));
         }
         if self.namespaces.iter().zip(namespaces(pid)).any(|(own, theirs)| theirs.is_some() && *own != theirs)
