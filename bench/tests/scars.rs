@@ -148,3 +148,42 @@ fn everything_answers_within_100_ms_while_the_runtime_hangs() {
         driver.end(&mut client, &pod).await.unwrap();
     });
 }
+
+// Each test that docs/regressions.md names is there, and each test with a number is named.
+#[test]
+fn the_list_of_regressions_and_the_tests_are_the_same() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let list = std::fs::read_to_string(format!("{root}/docs/regressions.md")).unwrap();
+    let mut directories: Vec<PathBuf> =
+        ["tests/suite", "bench/tests", "src", "cli/src"].map(|name| format!("{root}/{name}").into()).into();
+    let mut sources = Vec::new();
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap().flatten().map(|entry| entry.path()) {
+            match entry.extension() {
+                Some(extension) if extension == "rs" => sources.push(std::fs::read_to_string(entry).unwrap()),
+                _ if entry.is_dir() => directories.push(entry),
+                _ => {}
+            }
+        }
+    }
+    let is_there = |name: &str| sources.iter().any(|text| text.contains(&format!("fn {name}()")));
+    for line in list.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| |")) {
+        let tests = line.split(" | ").nth(2).unwrap();
+        for word in tests.split('`').skip(1).step_by(2).filter(|word| !word.starts_with("./dev")) {
+            let name = word.rsplit("::").next().unwrap();
+            assert!(is_there(name), "{name} is named and is not there");
+        }
+    }
+    for text in &sources {
+        let names = text.split("fn scar_").skip(1).filter_map(|rest| rest.split('(').next());
+        for name in names {
+            assert!(list.contains(&format!("scar_{name}`")), "scar_{name} is not in docs/regressions.md");
+        }
+    }
+    for number in 1..=74 {
+        assert!(list.contains(&format!("\n| {number} | ")), "{number}");
+    }
+    for number in 1..=43 {
+        assert!(list.contains(&format!("\n| F{number} | ")), "F{number}");
+    }
+}

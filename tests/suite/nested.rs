@@ -77,6 +77,7 @@ fn containerd_in_a_container_with_the_hosts_cgroup_namespace() {
             support::script(&rig, "nested", &format!("exec unshare -m sh -ec '{inside}' sh \"$@\""));
         rig.set_containerd(wrapper.to_str().unwrap());
         rig.start_containerd();
+        crate::surroundings::course(&rig);
         let events = rig.events();
         let flags = ["--runtime", support::CLEAT, "--memory-limit", "31457280"];
         rig.run_with(&flags, "a", &["sleep", "1000"]);

@@ -1,16 +1,16 @@
-//! What the shim finds around it when it is started: limits, masks, signals, file systems, old kernels, containers around containerd, odd runtimes. In each the
+//! What the shim finds around it when it is started: limits, masks, signals, file systems, old kernels, odd runtimes (containers around containerd: nested.rs). In each the
 //! same course is run: create, run, exec, terminal, figures, pause, kill, kill for want of memory, delete.
 //!
 //! With `CLEAT_TEST_SHIM=/usr/bin/containerd-shim-runc-v2` Go's shim runs it; where it does not pass, the test says so.
 
 use crate::support::{
-    CLEAT, IMAGE, Place, Rig, Terminal, add, fifo, process, read_all, script, shim_binary, text, until,
+    CLEAT, IMAGE, Rig, Terminal, add, fifo, process, read_all, script, shim_binary, text, until,
 };
 use cleat::protocol::{Empty, task as api};
 use std::{
     fs,
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -21,7 +21,7 @@ const LIMIT: &str = "25165824";
 const GREEDY: [&str; 5] = ["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"];
 
 /// Everything once, with the rig's shim and Debian's runc.
-fn course(rig: &Rig) {
+pub fn course(rig: &Rig) {
     course_with(rig, &["--runtime", CLEAT]);
 }
 
@@ -145,7 +145,7 @@ fn soft_limits_of_open_files_are_raised_and_given_back() {
     }
 }
 
-// A shim that can take no connection is given up by a containerd that is started again, and its containers with it.
+// A shim that can take no connection is given up by a containerd that is started again, and its containers with it. (Go's answers no Start here.)
 #[test]
 fn a_shim_without_descriptors_is_found_by_the_next_containerd() {
     let mut rig = Rig::new();
@@ -462,58 +462,6 @@ fn without_directory_notices_and_ptrace() {
     course_without("notify ptrace");
 }
 
-// ---- Containers in containers ------------------------------------------------------------------------------------------
-
-/// A cgroup below each hierarchy of v1, for as long as it lives.
-struct Nest(String);
-
-impl Drop for Nest {
-    fn drop(&mut self) {
-        for hierarchy in hierarchies() {
-            let _ = Command::new("find")
-                .arg(hierarchy.join(&self.0))
-                .args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"])
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
-}
-
-fn hierarchies() -> Vec<PathBuf> {
-    let entries = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
-    let is_v1 = |path: &PathBuf| rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == 0x0027_e0eb);
-    entries.filter(|path| !path.is_symlink() && is_v1(path)).collect()
-}
-
-// docker:dind, kind and k3d on v1: /proc/PID/cgroup tells the host's paths, and the hierarchies' mounts show a part of them.
-#[test]
-fn containerd_in_a_container_with_the_hosts_cgroup_namespace() {
-    let hierarchies = hierarchies();
-    if hierarchies.is_empty() {
-        return;
-    }
-    let nest = Nest(format!("cleat-nest-{}", std::process::id()));
-    let mut lines = Vec::new();
-    for hierarchy in &hierarchies {
-        let below = hierarchy.join(&nest.0);
-        fs::create_dir(&below).unwrap();
-        for name in ["cpuset.cpus", "cpuset.mems"] {
-            if let Ok(value) = fs::read(hierarchy.join(name)) {
-                fs::write(below.join(name), value).unwrap();
-            }
-        }
-        lines.push(format!("echo $$ > {}/cgroup.procs", below.display()));
-        lines.push(format!("mount --bind {} {}", below.display(), hierarchy.display()));
-    }
-    let rig = rig_unshared(&["--mount"], |_| lines.join("\n"));
-    course(&rig);
-    // A container that is killed while it is paused ends.
-    rig.run("p", &["sleep", "1000000"]);
-    rig.ctr(["task", "pause", "p"]);
-    rig.remove("p");
-    drop(rig);
-}
-
 // ---- Runtimes ----------------------------------------------------------------------------------------------------------
 
 /// The course with a runtime that is a shell script which ends with runc.
@@ -535,6 +483,7 @@ fn a_runtime_that_is_a_script() {
     course_with_runtime(&Rig::new(), "PATH=$PATH:/nonesuch");
 }
 
+// Go's shim then answers no `ps`: it takes the words for the runtime's answer.
 #[test]
 fn a_runtime_that_talks() {
     // With a descriptor of its own: its outputs are the container's.
@@ -558,37 +507,4 @@ fn a_runtime_whose_records_are_elsewhere() {
     course_with_runtime(&rig, &change_word_after("--root", &format!("word={}", elsewhere.display())));
     let left: Vec<_> = fs::read_dir(&elsewhere).unwrap().flatten().map(|entry| entry.path()).collect();
     assert!(left.is_empty(), "{left:?}");
-}
-
-// ---- Locks -------------------------------------------------------------------------------------------------------------
-
-// Whoever holds the lock of the directory of sockets holds up no `start`.
-#[test]
-fn a_lock_that_somebody_else_holds() {
-    use cleat::protocol::bootstrap::Params;
-    use prost::Message;
-    let place = Place::new("lock");
-    place.bundle("a", "{}");
-    let sockets = place.dir.join("sockets");
-    fs::create_dir(&sockets).unwrap();
-    let directory = fs::File::open(&sockets).unwrap();
-    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let params = Params {
-        instance_id: "a".into(),
-        namespace: "cleat-test".into(),
-        containerd_version: "2.3.4".into(),
-        socket_dir: text(&sockets),
-        ..Params::default()
-    };
-    let mut child = place.command("a", "start").spawn().unwrap();
-    std::io::Write::write_all(&mut child.stdin.take().unwrap(), &params.encode_to_vec()).unwrap();
-    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        until("start ends", || child.try_wait().unwrap().is_some());
-    }));
-    if ended.is_err() {
-        let _ = child.kill();
-    }
-    drop(directory);
-    let _ = child.wait();
-    assert!(ended.is_ok(), "it waits for a lock without end");
 }

@@ -1,4 +1,4 @@
-//! How shims have failed their users, a test each; the numbers are those of docs/scars.md, which also says where the others live and
+//! How shims have failed their users, a test each; the numbers are those of docs/regressions.md, which also says where the others live and
 //! which line of the shim is the defence.
 
 mod exits;
