@@ -175,7 +175,7 @@ fn the_list_of_regressions_and_the_tests_are_the_same() {
         }
     }
     for text in &sources {
-        let names = text.split("fn scar_").skip(1).filter_map(|rest| rest.split('(').next());
+        let names = text.split("\nfn scar_").skip(1).filter_map(|rest| rest.split('(').next());
         for name in names {
             assert!(list.contains(&format!("scar_{name}`")), "scar_{name} is not in docs/regressions.md");
         }
