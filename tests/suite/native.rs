@@ -43,7 +43,11 @@ fn pair_with(rig: &Rig, flags: &[&str]) -> Direct {
     rig.run_with(&[&other, flags].concat(), "other", &["sleep", "1000"]);
     let mut direct = rig.direct("pod");
     // The first ones are runc's, until its version is known.
-    until("execs are native", || observe(rig, &mut direct, "pod", &process_spec(&["true"])).is_ok());
+    let mut warm_up = process_spec(&["true"]);
+    if let Some(at) = flags.iter().position(|flag| *flag == "--apparmor-profile") {
+        warm_up["apparmorProfile"] = flags[at + 1].into();
+    }
+    until("execs are native", || observe(rig, &mut direct, "pod", &warm_up).is_ok());
     direct
 }
 
