@@ -454,6 +454,7 @@ impl Shim {
         let born = self.born(id, bundle, runtime, io, console)?;
         let pid = born.pid;
         self.insert(request, runtime, io, manner, born);
+        io.begin();
         Ok(pid)
     }
 
@@ -609,6 +610,9 @@ impl Shim {
             self.begin(id, Event::ExecStartRequested(exec.clone()), Verb::StartExec(exec.clone()))?;
         has_room_for_a_process()?;
         let pid = self.run_exec(id, exec, &spec.unwrap_or_default()).await?;
+        if let Ok(Some(io)) = self.with(id, |owned| owned.exec_io.get(exec).cloned()) {
+            io.begin();
+        }
         transition.succeed(Event::ExecStarted { exec: exec.clone(), pid })?;
         Ok(pid)
     }

@@ -1,7 +1,7 @@
 //! A common beat for copies whose sources would wake us for each line: they move what has gathered in the meantime. One timer for all
 //! of them; it runs only while somebody waits.
 
-use crate::sys;
+use crate::{sys, tasks};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -61,7 +61,7 @@ fn start() -> std::io::Result<Rc<Beat>> {
     });
     COMMON.with(|common| common.replace(Some(Rc::clone(&beat))));
     let ringing = Rc::clone(&beat);
-    tokio::task::spawn_local(async move {
+    tasks::spawn("beat", async move {
         while ring(&ringing, &timer).await.is_some() {}
         // Those who wait now are served; the next one starts a new timer.
         COMMON.with(|common| common.take());

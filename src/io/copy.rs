@@ -338,6 +338,11 @@ impl Copy {
         self.unread.take();
     }
 
+    /// Bytes that lie in the source.
+    pub(super) fn source_bytes(&self) -> u64 {
+        self.source.borrow().as_ref().map_or(0, |source| bytes_held(source.fd()))
+    }
+
     /// Bytes that lie in the fifo after the source has ended.
     pub(super) fn unread_bytes(&self) -> u64 {
         self.unread.borrow().as_deref().map_or(0, bytes_held)

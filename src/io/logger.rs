@@ -8,7 +8,7 @@ use super::{
     file::{self, Report, Telling},
     stdio::LoggerPlan,
 };
-use crate::{exits::Reaper, protocol::inspect, sys::program::Program};
+use crate::{exits::Reaper, protocol::inspect, sys::program::Program, tasks};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     cell::{Cell, RefCell},
@@ -260,7 +260,7 @@ impl Logger {
 
     /// Starts it again when it dies, as long as that makes sense.
     fn supervise(self: Rc<Self>, exited: Exited, report: oneshot::Receiver<Report>) {
-        tokio::task::spawn_local(async move {
+        tasks::spawn("attend a logger", async move {
             let (mut exited, mut report) = (exited, report);
             let (mut failures, mut begun) = (0, Instant::now());
             loop {
@@ -317,7 +317,7 @@ impl Logger {
     pub(super) async fn end(self: &Rc<Self>) {
         if !self.closing.replace(true) {
             let logger = Rc::clone(self);
-            tokio::task::spawn_local(async move {
+            tasks::spawn("end a logger", async move {
                 for (patience, signal) in [(AFTER_INPUT, libc::SIGTERM), (AFTER_TERM, libc::SIGKILL)] {
                     if tokio::time::timeout(patience, logger.wait_changed()).await.is_ok() {
                         return;

@@ -8,9 +8,11 @@ use super::{
     stdio::{Plan, StdioError},
 };
 use crate::{
+    cancel::CancelToken,
     exits::Reaper,
     protocol::{inspect, options::Options},
     sys::{self, program::Streams},
+    tasks,
 };
 use rustix::{
     fs::{Mode, OFlags},
@@ -38,6 +40,11 @@ const READER_PATIENCE: Duration = Duration::from_secs(1);
 const READER_LOOK: Duration = Duration::from_millis(1);
 /// Pumps of one stream when its process has exited: with a budget of 1 MiB each, more than any pipe holds.
 const FINAL_PUMPS: usize = 2;
+
+/// How often it is looked whether a runtime fills the pipes that it hands on.
+const BEGIN_LOOK: Duration = Duration::from_millis(50);
+/// Bytes in such a pipe that are too many: half of what it holds.
+const MAX_UNBEGUN: u64 = 32 << 10;
 
 /// The ends that the process gets: stdin, stdout, stderr; /dev/null where there is none.
 pub struct ChildEnds(Streams);
@@ -83,6 +90,7 @@ pub struct ProcessIo {
     outputs: RefCell<Vec<Rc<Copy>>>,
     tasks: RefCell<Vec<JoinHandle<()>>>,
     running: Cell<usize>,
+    begun: CancelToken,
     drained: Notify,
 }
 
@@ -106,6 +114,7 @@ impl ProcessIo {
             outputs: RefCell::default(),
             tasks: RefCell::default(),
             running: Cell::default(),
+            begun: CancelToken::default(),
             drained: Notify::new(),
         })
     }
@@ -301,12 +310,33 @@ impl ProcessIo {
         self.outputs.borrow_mut().push(Rc::clone(&copy));
         self.running.set(self.running.get() + 1);
         let io = Rc::clone(self);
-        self.keep(tokio::task::spawn_local(async move {
+        self.keep(tasks::spawn("output", async move {
+            io.until_begun(&copy).await;
             Rc::clone(&copy).run().await;
-            io.running.set(io.running.get() - 1);
+            io.running.set(io.running.get().saturating_sub(1));
             io.drained.notify_waiters();
             copy.wait_read().await;
         }));
+    }
+
+    /// The process runs: what is in its outputs is its own. Until then it is what the runtime has to say of a call that may fail, which goes
+    /// into the error and not to the container's reader.
+    pub fn begin(&self) {
+        self.begun.set();
+    }
+
+    /// Waits for [`ProcessIo::begin`]. A runtime that says so much that it would have to wait for us is copied all the same.
+    async fn until_begun(&self, copy: &Copy) {
+        loop {
+            tokio::select! {
+                () = self.begun.wait() => return,
+                () = tokio::time::sleep(BEGIN_LOOK) => {
+                    if copy.source_bytes() > MAX_UNBEGUN {
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     fn copy_stdin(self: &Rc<Self>, source: OwnedFd, sink: Rc<Watched>) -> Result<(), StdioError> {
@@ -314,7 +344,7 @@ impl ProcessIo {
             .map_err(|e| StdioError::Io { verb: "watch", path: "stdin".into(), source: e })?;
         self.stdin.replace(Some(Rc::clone(&copy)));
         let io = Rc::downgrade(self);
-        self.keep(tokio::task::spawn_local(async move {
+        self.keep(tasks::spawn("input", async move {
             copy.run().await;
             // The end of a console's input hangs it up: a shell whose client is gone must not stay. Not so if the input ended because
             // the process has: its last words are still on their way.
@@ -363,7 +393,7 @@ impl ProcessIo {
             return;
         }
         let io = Rc::downgrade(self);
-        self.keep(tokio::task::spawn_local(async move {
+        self.keep(tasks::spawn("end of an input", async move {
             tokio::time::sleep(grace).await;
             if let Some(io) = io.upgrade() {
                 io.stdin_keeper.take();
@@ -400,7 +430,7 @@ impl ProcessIo {
         self.outputs.borrow().iter().for_each(|output| output.expect_end());
         if self.plan.terminal && self.running.get() > 0 {
             let io = Rc::clone(self);
-            self.keep(tokio::task::spawn_local(async move {
+            self.keep(tasks::spawn("end of a console", async move {
                 let positions =
                     || io.outputs.borrow().iter().map(|output| output.position()).collect::<Vec<_>>();
                 loop {
@@ -469,6 +499,9 @@ impl ProcessIo {
         for task in self.tasks.borrow_mut().drain(..) {
             task.abort();
         }
+        // Whoever waits for them waits for nobody.
+        self.running.set(0);
+        self.drained.notify_waiters();
         for output in self.outputs.borrow_mut().drain(..) {
             output.close();
         }
@@ -484,7 +517,7 @@ impl ProcessIo {
             reaper.signal_child(helper, libc::SIGKILL);
         }
         for logger in self.loggers.borrow().iter().map(Rc::clone) {
-            tokio::task::spawn_local(async move { logger.end().await });
+            tasks::spawn("end of a logger", async move { logger.end().await });
         }
     }
 

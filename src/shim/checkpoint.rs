@@ -148,6 +148,7 @@ impl Shim {
                 self.with(id, |owned| {
                     (owned.cgroup, owned.oom, owned.keeps_record) = (cgroup, oom, keeps_record);
                 })?;
+                io.begin();
                 self.apply(id, Event::Restored { pid })?;
                 Ok(pid)
             });

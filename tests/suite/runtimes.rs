@@ -275,3 +275,42 @@ fn a_pause_that_crosses_the_end_of_the_init_leaves_nothing_frozen() {
     until("it has ended", || rig.status("a").as_deref() == Some("STOPPED"));
     rig.remove("a");
 }
+
+// What a runtime says of its failure is in the error, and not in the container's output, where a reader would take it for the program's.
+#[test]
+fn a_runtimes_own_words_are_not_the_containers() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    let (out, err) = (support::fifo(&rig.dir, "out"), support::fifo(&rig.dir, "err"));
+    let mut readers = [&out, &err].map(|path| support::reader(path));
+    let mut request = support::exec_request("a", "e", &support::process_spec(&["/not/there"]));
+    (request.stdout, request.stderr) = (support::text(&out), support::text(&err));
+    direct.call::<Empty>("Exec", &request).unwrap();
+    let failed = direct.call::<api::PidResponse>("Start", &process("a", "e")).unwrap_err();
+    assert!(failed.message.contains("/not/there"), "{}", failed.message);
+    support::delete(&mut direct, "e");
+    for reader in &mut readers {
+        rustix::fs::fcntl_setfl(&*reader, rustix::fs::OFlags::NONBLOCK).unwrap();
+        let mut said = String::new();
+        let _ = std::io::Read::read_to_string(reader, &mut said);
+        assert_eq!(said, "");
+    }
+    // The same of an init whose output is a file.
+    let log = rig.dir.join("file");
+    let failed = rig.try_ctr([
+        "run",
+        "-d",
+        "--log-uri",
+        &format!("file://{}", log.display()),
+        "--runtime",
+        support::CLEAT,
+        support::IMAGE,
+        "b",
+        "/not/there",
+    ]);
+    assert!(!failed.status.success());
+    assert_eq!(fs::read_to_string(&log).unwrap_or_default(), "");
+    let _ = rig.try_ctr(["container", "rm", "b"]);
+    rig.remove("a");
+}

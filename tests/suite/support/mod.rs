@@ -529,8 +529,7 @@ fn dead_sockets() -> BTreeSet<PathBuf> {
         .flatten()
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| {
-            matches!(UnixStream::connect(path), Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused)
-        })
+        // One that is busy may have no room for us: it is not dead.
+        .filter(|path| !cleat::start::is_alive(path))
         .collect()
 }
