@@ -90,13 +90,16 @@ Examples:
     Run(Run),
     /// Print, or write, the part of containerd's configuration that makes cleat a runtime
     #[command(
-        after_help = "Without --write nothing is changed: the snippet for the containerd that is found is printed. With it, containerd's config.toml is edited in place (comments stay, a copy
-is kept beside it) and checked with `containerd config dump`; if that fails, the old file comes back. containerd must be restarted by you; pods live on.
+        after_help = "Without --write nothing is changed: the snippet for the containerd that is found is printed. With it, the snippet is put at the end of containerd's config.toml, between marks,
+or, where containerd 2 imports a directory (`imports`), into a file of its own there. Before that `containerd config dump` must show the handler, and all else as it was. The first copy
+of your file is kept beside it (.before-cleat). What is there already stays as it is; --undo takes out what is between the marks, and nothing else. containerd must be restarted by you;
+pods live on.
 
 Examples:
   cleat install                          print the snippet of a handler `cleat`
   cleat install --as-default             print it so that all new pods use cleat
   cleat install --write --as-default && systemctl restart containerd
+  cleat install --write --no-default     keep the handler, give the default back
   cleat install --undo                   take out what --write has put in
   cleat install --runtime-class | kubectl apply -f -"
     )]
@@ -253,8 +256,14 @@ pub(crate) struct Run {
 #[derive(Debug, Args)]
 pub(crate) struct Install {
     /// New pods without a RuntimeClass use it (default_runtime_name)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "undo")]
     pub(crate) as_default: bool,
+    /// They use what they used before --as-default; with --write
+    #[arg(long, conflicts_with_all = ["as_default", "undo"])]
+    pub(crate) no_default: bool,
+    /// Pods may set cleat's annotations (io.containerd.cleat.*): docs/io.md says what they can do
+    #[arg(long, conflicts_with = "undo")]
+    pub(crate) pod_annotations: bool,
     /// Print the RuntimeClass for Kubernetes
     #[arg(long, conflicts_with_all = ["write", "undo"])]
     pub(crate) runtime_class: bool,
@@ -264,6 +273,9 @@ pub(crate) struct Install {
     /// Take out what --write has put in
     #[arg(long)]
     pub(crate) undo: bool,
+    /// With --undo: all handlers that --write has put in
+    #[arg(long, requires = "undo")]
+    pub(crate) all: bool,
     /// Name of the handler
     #[arg(long, default_value = "cleat")]
     pub(crate) handler: String,

@@ -1,5 +1,7 @@
 //! `cleat`, the command for operators, on shims that live.
 
+mod install;
+
 use crate::support::{self, Place, Rig, Terminal, alive, cli_binary, kill, read_all, shim_binary, until};
 use cleat::protocol::{Empty, task as api};
 use serde_json::Value;
@@ -476,44 +478,6 @@ fn doctor_names_what_is_wrong_and_what_to_do() {
     std::fs::write(&config, kept).unwrap();
     rig.start_containerd();
     rig.remove("a");
-}
-
-#[test]
-fn install_writes_what_containerd_accepts_and_takes_it_back() {
-    let place = Place::new("install");
-    let path = place.dir.join("config.toml");
-    let containerd = std::env::var("CLEAT_TEST_CONTAINERD").unwrap_or_else(|_| "containerd".to_owned());
-    let flags = ["install", "--config", path.to_str().unwrap(), "--containerd", &containerd];
-    let install = |more: &[&str]| run(&[&flags[..], more].concat());
-    let before = "version = 2 # mine\n\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"runc\"\n\n\
-        [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
-        [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nSystemdCgroup = true\n";
-    std::fs::write(&path, before).unwrap();
-    let printed = install(&["--as-default"]);
-    assert!(printed.status.success() && stdout(&printed).contains("runtimes.cleat"), "{}", stderr(&printed));
-    assert_eq!(read_all(&path), before, "printing changes nothing");
-    let written = install(&["--as-default", "--write"]);
-    assert!(written.status.success(), "{}", stderr(&written));
-    let text = read_all(&path);
-    assert!(
-        text.starts_with("version = 2 # mine\n") && text.contains("default_runtime_name = \"cleat\""),
-        "{text}"
-    );
-    assert!(text.contains("runtimes.cleat.options]"), "runc's cgroup driver is cleat's as well: {text}");
-    assert_eq!(read_all(place.dir.join("config.toml.before-cleat")), before);
-    assert!(install(&["--undo"]).status.success());
-    assert_eq!(read_all(&path), before);
-    assert!(!place.dir.join("cleat.toml").exists());
-    // What containerd does not accept is not put in place.
-    let broken = format!("disabled_plugins = 3\n{before}");
-    std::fs::write(&path, &broken).unwrap();
-    let refused = install(&["--write"]);
-    assert!(!refused.status.success() && read_all(&path) == broken, "{}", stderr(&refused));
-    // A file that is not there is made, and goes to nothing again.
-    std::fs::remove_file(&path).unwrap();
-    assert!(install(&["--write"]).status.success());
-    assert!(install(&["--undo"]).status.success());
-    assert!(!read_all(&path).contains("cleat"), "{}", read_all(&path));
 }
 
 fn bundle(place: &Place, arguments: &[&str], terminal: bool) -> PathBuf {

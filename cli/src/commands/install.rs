@@ -3,23 +3,33 @@
 use crate::{
     args::Install,
     config::{self, Version},
+    install::{
+        marks,
+        replace::{Candidate, Directory},
+    },
     output,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     process::ExitCode,
 };
-use toml_edit::{DocumentMut, Item, Table, value};
+use toml_edit::{Array, DocumentMut, Item, Value};
 
 const RUNTIME_TYPE: &str = "io.containerd.cleat.v2";
 const SHIM: &str = "containerd-shim-cleat-v2";
-/// Stands before a default_runtime_name of ours, with what stood there before.
-const BEFORE: &str = "# before cleat: ";
-/// Stands before a handler `runc` of ours.
-const RUNC_IS_OURS: &str =
-    "\n# by cleat install: containerd 1.6 forgets its own handler once the file names another one\n";
+const DEFAULT: &str = "default_runtime_name";
+/// First line of a file of options that is ours.
+const OPTIONS_MARK: &str = "# by cleat install: options of the handler";
+/// Names of the blocks that are no handler's.
+const RUNC: &str = "handler runc, which containerd 1.x forgets once another one is named";
+const DEFAULT_BLOCK: &str = "default";
+const VERSION: &str = "version";
+const NEW_FILE: &str = "new file";
 
 pub(super) fn run(command: Install) -> Result<ExitCode> {
     check_name(&command.handler)?;
@@ -30,63 +40,13 @@ pub(super) fn run(command: Install) -> Result<ExitCode> {
         )])?;
         return Ok(ExitCode::SUCCESS);
     }
-    if command.undo {
-        return undo(&command);
-    }
-    let shim = shim(&command)?;
-    let (version, text) = match config::version(&command.containerd) {
-        Ok(version) => version,
-        Err(e) if command.write => return Err(e),
-        Err(e) => {
-            eprintln!("cleat: {e:#}; the snippet is for containerd 2");
-            ((2, 0), "2".to_owned())
-        }
+    let files = Files::new(&command)?;
+    let said = match (command.undo, command.write) {
+        (true, _) => files.undo(&command)?,
+        (_, true) => files.write(&command)?,
+        _ => files.snippet(&command)?,
     };
-    let present = read(&command.config);
-    let wants_runc = present.as_ref().is_ok_and(|present| would_forget_runc(present, &command, version));
-    let mut document = if command.write { present? } else { DocumentMut::new() };
-    let wants_systemd = command.systemd_cgroup || runc_uses_systemd(&command);
-    edit(&mut document, &command, version, wants_systemd)?;
-    if wants_runc {
-        keep_runc(&mut document)?;
-    }
-    let options = (wants_systemd && version.0 < 2).then(|| options_file(&command.config));
-    if !command.write {
-        let mut lines = vec![
-            format!("# for containerd {text}, in {}:", command.config.display()),
-            document.to_string().trim().to_owned(),
-        ];
-        if let Some(path) = options {
-            lines.extend([
-                String::new(),
-                format!("# and in {}:", path.display()),
-                "SystemdCgroup = true".to_owned(),
-            ]);
-        }
-        output::print(&lines)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if let Some(path) = &options {
-        fs::write(path, "# by cleat install: options of the handler\nSystemdCgroup = true\n")
-            .with_context(|| format!("write {}", path.display()))?;
-    }
-    replace(&command, &document, Some(&command.handler))?;
-    output::print(&[
-        format!(
-            "handler {} uses {} ({} was checked with containerd {text})",
-            command.handler,
-            shim.display(),
-            command.config.display()
-        ),
-        match command.as_default {
-            true => "new pods without a RuntimeClass use it".to_owned(),
-            false => format!(
-                "pods use it by a RuntimeClass: cleat install --runtime-class --handler {} | kubectl apply -f -",
-                command.handler
-            ),
-        },
-        "restart containerd to load it: systemctl restart containerd (pods live on)".to_owned(),
-    ])?;
+    output::print(&said)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -100,6 +60,11 @@ fn check_name(name: &str) -> Result<()> {
         || name.ends_with('-')
     {
         bail!("--handler {name:?}: small letters, digits and -, at most 63");
+    }
+    if name == "runc" {
+        bail!(
+            "--handler runc is containerd's own; to put cleat in its place, set its runtime_path (README.md)"
+        );
     }
     Ok(())
 }
@@ -116,254 +81,709 @@ fn shim(command: &Install) -> Result<PathBuf> {
     Ok(fs::canonicalize(found)?)
 }
 
-fn read(path: &Path) -> Result<DocumentMut> {
+/// containerd's configuration as it lies there: the file, and those that it imports.
+struct Files {
+    /// As it was named; messages have this one.
+    named: PathBuf,
+    /// Where links lead.
+    main: PathBuf,
+    program: PathBuf,
+    containerd: Version,
+    version_text: String,
+    /// The main file is there.
+    exists: bool,
+    document: DocumentMut,
+    imports: Vec<(PathBuf, Vec<PathBuf>)>,
+    texts: BTreeMap<PathBuf, String>,
+}
+
+/// New texts of files; `None`: the file goes.
+type Edits = BTreeMap<PathBuf, Option<String>>;
+
+fn read(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
-        Ok(text) => text.parse().with_context(|| format!("parse {}", path.display())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(DocumentMut::new()),
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
     }
 }
 
-/// What the handler `runc` says today, so that the cgroup driver stays what it is.
-fn runc_uses_systemd(command: &Install) -> bool {
-    let dump = config::dump(&command.containerd, &command.config).ok();
-    let of_runc = |dump: &DocumentMut| {
-        config::cri(dump)?.get("runtimes")?.get("runc")?.get("options")?.get("SystemdCgroup")?.as_bool()
-    };
-    dump.as_ref().and_then(of_runc).unwrap_or(false)
-}
-
-fn options_file(config: &Path) -> PathBuf {
-    config.with_file_name("cleat.toml")
-}
-
-fn edit(document: &mut DocumentMut, command: &Install, containerd: Version, systemd: bool) -> Result<()> {
-    if document.is_empty() {
-        document.insert("version", value(if containerd.0 >= 2 { 3 } else { 2 }));
-    }
-    let version = document.get("version").and_then(Item::as_integer).unwrap_or(1);
-    if version < 2 {
-        bail!("{} is of version 1: `containerd config migrate` makes a newer one", command.config.display());
-    }
-    let plugin = config::descend(document.as_table_mut(), "plugins")?;
-    let plugin = config::descend(plugin, config::section(version))?;
-    let cri = config::descend(plugin, "containerd")?;
-    if command.as_default {
-        set_default(cri, &command.handler);
-    }
-    let runtimes = config::descend(cri, "runtimes")?;
-    if runtimes.get(&command.handler).is_some_and(|handler| !is_ours(handler)) {
-        bail!("a handler {:?} is there and is not cleat's; name another one with --handler", command.handler);
-    }
-    let mut handler = Table::new();
-    handler.insert("runtime_type", value(RUNTIME_TYPE));
-    if let Some(shim) = &command.shim {
-        handler.insert("runtime_path", value(shim.to_string_lossy().into_owned()));
-    }
-    handler.insert("pod_annotations", value(toml_edit::Array::from_iter(["io.containerd.cleat.*"])));
-    if systemd {
-        let mut options = Table::new();
-        if containerd.0 >= 2 {
-            options.insert("SystemdCgroup", value(true));
-        } else {
-            // containerd 1.x hands on the options of no runtime but runc; it names a file.
-            options.insert("ConfigPath", value(options_file(&command.config).to_string_lossy().into_owned()));
+impl Files {
+    fn new(command: &Install) -> Result<Self> {
+        let named = command.config.clone();
+        let main = fs::canonicalize(&named).unwrap_or_else(|_| named.clone());
+        let (containerd, version_text) = match config::version(&command.containerd) {
+            Ok(found) => found,
+            Err(e) if command.write => return Err(e),
+            Err(e) if command.undo => {
+                return Err(e.context("containerd checks what is undone; --containerd names it"));
+            }
+            Err(e) => {
+                eprintln!("cleat: {e:#}; the snippet is for containerd 2");
+                ((2, 0), "2".to_owned())
+            }
+        };
+        let text = read(&main)?;
+        let exists = text.is_some();
+        let text = text.unwrap_or_default();
+        let document: DocumentMut = text.parse().with_context(|| format!("parse {}", named.display()))?;
+        let imports = config::imports(&document, &named, containerd);
+        let mut texts = BTreeMap::from([(main.clone(), text)]);
+        for file in imports.iter().flat_map(|(_, files)| files) {
+            if let Some(text) = read(file)? {
+                texts.insert(file.clone(), text);
+            }
         }
-        handler.insert("options", Item::Table(options));
-    }
-    runtimes.insert(&command.handler, Item::Table(handler));
-    Ok(())
-}
-
-/// containerd 1.6 has a handler `runc` of its own, which is also its default, only while the file names no handler at all: with another one alone the
-/// CRI plugin does not start (pkg/cri/config/config.go: ValidatePluginConfig).
-fn would_forget_runc(present: &DocumentMut, command: &Install, containerd: Version) -> bool {
-    let named = config::handlers(present);
-    containerd < (1, 7) && named.iter().all(|(name, _)| *name == command.handler)
-}
-
-fn keep_runc(document: &mut DocumentMut) -> Result<()> {
-    let plugin = config::descend(document.as_table_mut(), "plugins")?;
-    let cri = config::descend(config::descend(plugin, config::section(2))?, "containerd")?;
-    let mut runc = Table::new();
-    runc.decor_mut().set_prefix(RUNC_IS_OURS);
-    runc.insert("runtime_type", value("io.containerd.runc.v2"));
-    config::descend(cri, "runtimes")?.insert("runc", Item::Table(runc));
-    Ok(())
-}
-
-fn is_our_runc(handler: &Item) -> bool {
-    let prefix = handler.as_table().and_then(|table| table.decor().prefix()?.as_str());
-    prefix.is_some_and(|prefix| prefix.trim() == RUNC_IS_OURS.trim())
-}
-
-fn is_ours(handler: &Item) -> bool {
-    handler.get("runtime_type").and_then(Item::as_str) == Some(RUNTIME_TYPE)
-}
-
-fn set_default(cri: &mut Table, handler: &str) {
-    const KEY: &str = "default_runtime_name";
-    let before = cri.get(KEY).and_then(Item::as_str).unwrap_or_default().to_owned();
-    if before == handler {
-        return;
-    }
-    cri.insert(KEY, value(handler));
-    if let Some(mut key) = cri.key_mut(KEY) {
-        key.leaf_decor_mut().set_prefix(format!("{BEFORE}{before}\n"));
-    }
-}
-
-fn undo(command: &Install) -> Result<ExitCode> {
-    let mut document = read(&command.config)?;
-    let version = document.get("version").and_then(Item::as_integer).unwrap_or(1);
-    let plugin = config::descend(document.as_table_mut(), "plugins")?;
-    let cri = config::descend(config::descend(plugin, config::section(version))?, "containerd")?;
-    let mut changed = false;
-    let default = cri.get("default_runtime_name").and_then(Item::as_str);
-    if default == Some(&command.handler) {
-        let prefix = cri
-            .key("default_runtime_name")
-            .and_then(|key| key.leaf_decor().prefix()?.as_str().map(str::to_owned));
-        let before =
-            prefix.unwrap_or_default().lines().find_map(|line| line.strip_prefix(BEFORE).map(str::to_owned));
-        cri.remove("default_runtime_name");
-        if let Some(before) = before.filter(|before| !before.is_empty()) {
-            cri.insert("default_runtime_name", value(before));
-        }
-        changed = true;
-    }
-    let runtimes = config::descend(cri, "runtimes")?;
-    if runtimes.get(&command.handler).is_some_and(is_ours) {
-        runtimes.remove(&command.handler);
-        changed = true;
-    }
-    // Not while a third handler is there.
-    if changed && runtimes.len() == 1 && runtimes.get("runc").is_some_and(is_our_runc) {
-        runtimes.remove("runc");
-    }
-    if !changed {
-        output::print(&[format!("{} has nothing of cleat", command.config.display())])?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    prune(document.as_table_mut());
-    replace(command, &document, None)?;
-    let _ = fs::remove_file(options_file(&command.config));
-    output::print(&[
-        format!("{} has nothing of cleat any more", command.config.display()),
-        "restart containerd to load it; running pods keep their shims".to_owned(),
-    ])?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Removes tables in which nothing is left. containerd takes a missing one for an empty one.
-fn prune(table: &mut Table) {
-    let empty: Vec<String> = table
-        .iter_mut()
-        .filter_map(|(key, item)| {
-            let child = item.as_table_mut()?;
-            prune(child);
-            child.is_empty().then(|| key.get().to_owned())
+        Ok(Self {
+            named,
+            main,
+            program: command.containerd.clone(),
+            containerd,
+            version_text,
+            exists,
+            document,
+            imports,
+            texts,
         })
-        .collect();
-    for key in empty {
-        table.remove(&key);
     }
-}
 
-/// Puts the new file in the place of the old one, if containerd accepts it and, where a handler is wanted, knows it.
-fn replace(command: &Install, document: &DocumentMut, handler: Option<&str>) -> Result<()> {
-    let path = &command.config;
-    let directory = path.parent().context("the configuration has no directory")?;
-    fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
-    let candidate = path.with_extension("toml.cleat");
-    let attempt = || -> Result<()> {
-        fs::write(&candidate, document.to_string())
-            .with_context(|| format!("write {}", candidate.display()))?;
-        let dump = config::dump(&command.containerd, &candidate)?;
-        if let Some(handler) = handler
-            && !config::handlers(&dump).iter().any(|(name, _)| name == handler)
-        {
-            bail!(
-                "containerd accepts the file but does not see the handler: is its CRI plugin disabled (disabled_plugins)?"
+    fn syntax(&self) -> i64 {
+        config::syntax(&self.document, self.containerd)
+    }
+
+    /// What containerd makes of it today.
+    fn dump(&self) -> Result<DocumentMut> {
+        config::dump(&self.program, &self.named)
+    }
+
+    /// The lines of a handler.
+    fn handler_lines(&self, command: &Install, syntax: i64, systemd: bool) -> String {
+        let table = format!("[plugins.{:?}.containerd.runtimes.{}", config::section(syntax), command.handler);
+        let mut lines = format!("{table}]\nruntime_type = \"{RUNTIME_TYPE}\"\n");
+        if let Some(shim) = &command.shim {
+            let _ = writeln!(lines, "runtime_path = {:?}", shim.to_string_lossy());
+        }
+        if command.pod_annotations {
+            lines.push_str("pod_annotations = [\"io.containerd.cleat.*\"]\n");
+        }
+        if systemd {
+            let _ = writeln!(lines, "{table}.options]");
+            // containerd 1.x hands on the options of no runtime but runc; it names a file.
+            if self.containerd.0 >= 2 {
+                lines.push_str("SystemdCgroup = true\n");
+            } else {
+                let _ = writeln!(
+                    lines,
+                    "ConfigPath = {:?}",
+                    self.options_file(&command.handler).to_string_lossy()
+                );
+            }
+        }
+        lines
+    }
+
+    fn options_file(&self, handler: &str) -> PathBuf {
+        self.main.with_file_name(format!("cleat-install-{handler}.toml"))
+    }
+
+    fn default_lines(syntax: i64, handler: &str) -> String {
+        format!("[plugins.{:?}.containerd]\n{DEFAULT} = {handler:?}\n", config::section(syntax))
+    }
+
+    /// To be put in by hand.
+    fn snippet(&self, command: &Install) -> Result<Vec<String>> {
+        shim(command)?;
+        let syntax = self.syntax();
+        let mut lines =
+            vec![format!("# for containerd {}, at the end of {}:", self.version_text, self.named.display())];
+        if let Some(problem) = self.hindrance(&self.document) {
+            lines.push(format!("# BUT: {problem}"));
+        }
+        if self.document.is_empty() {
+            lines.push(format!("version = {syntax}"));
+        }
+        let dump = self.dump().ok();
+        let systemd = command.systemd_cgroup || dump.as_ref().is_some_and(runc_uses_systemd);
+        let mut text = String::new();
+        let named = config::handlers(&self.document);
+        if named.iter().any(|(name, _)| *name == command.handler) {
+            lines.push(format!("# handler {} is there already", command.handler));
+        } else {
+            text = marks::append(
+                &text,
+                &format!("handler {}", command.handler),
+                &self.handler_lines(command, syntax, systemd),
             );
         }
+        if self.containerd < (2, 0) && !named.iter().any(|(name, _)| *name != command.handler) {
+            let body = match &dump {
+                Some(dump) if config::handler(dump, "runc").is_some() => runc_lines(dump, syntax),
+                _ => format!(
+                    "[plugins.{:?}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n",
+                    config::section(syntax)
+                ),
+            };
+            text = marks::append(&text, RUNC, &body);
+        }
+        if command.as_default {
+            let main = &self.texts[&self.main];
+            let path = ["plugins", config::section(syntax), "containerd"];
+            if marks::set(main, &path, DEFAULT, &command.handler).is_some() {
+                lines.push(text.trim_end().to_owned());
+                text = format!(
+                    "# and in the table [plugins.{:?}.containerd], which is there already, instead of another line of that name:\n#   {DEFAULT} = {:?}\n",
+                    config::section(syntax),
+                    command.handler
+                );
+            } else {
+                text = marks::append(&text, DEFAULT_BLOCK, &Self::default_lines(syntax, &command.handler));
+            }
+        }
+        lines.push(text.trim_end().to_owned());
+        if systemd && self.containerd.0 < 2 {
+            lines.extend([
+                String::new(),
+                format!("# and in {}:", self.options_file(&command.handler).display()),
+                "SystemdCgroup = true".to_owned(),
+            ]);
+        }
+        lines.retain(|line| !line.is_empty());
+        Ok(lines)
+    }
+
+    /// Why nothing that is put in here would have an effect.
+    fn hindrance(&self, document: &DocumentMut) -> Option<String> {
+        if config::has_no_cri(document) {
+            return Some(format!(
+                "{} switches the CRI plugin off (disabled_plugins), as Docker's packages do, and nobody else reads handlers. Docker and ctr need none: \
+                 docker run --runtime {RUNTIME_TYPE}; for Kubernetes take \"cri\" out of disabled_plugins",
+                self.named.display()
+            ));
+        }
+        if self.containerd.0 >= 2 && self.syntax() < 2 {
+            return Some(format!(
+                "{} has no `version` line, and containerd 2 reads no handlers from such a file: `containerd config migrate` prints a newer one",
+                self.named.display()
+            ));
+        }
+        None
+    }
+
+    fn write(mut self, command: &Install) -> Result<Vec<String>> {
+        let shim = shim(command)?;
+        let mut directories = Directories::default();
+        directories.of(&self.main)?;
+        // As it is now that nobody else is at it.
+        self = Self::new(command)?;
+        let before = self.dump()?;
+        if let Some(problem) = self.hindrance(&before).or_else(|| self.hindrance(&self.document)) {
+            bail!("{problem}");
+        }
+        let present = config::handler(&before, &command.handler);
+        let is_there = present.is_some();
+        let kind = present.and_then(|handler| handler.get("runtime_type")?.as_str());
+        if is_there && kind != Some(RUNTIME_TYPE) {
+            bail!(
+                "a handler {:?} is there and is not cleat's; name another one with --handler",
+                command.handler
+            );
+        }
+        let mut said = Vec::new();
+        if let Some(handler) = present {
+            let path = handler.get("runtime_path").and_then(Item::as_str).unwrap_or_default();
+            if let Some(wanted) = command.shim.as_ref().filter(|wanted| wanted.as_os_str() != path) {
+                bail!(
+                    "handler {} is there with runtime_path {path:?}, not {:?}: change it by hand, or --undo first",
+                    command.handler,
+                    wanted.to_string_lossy()
+                );
+            }
+            said.push(format!("handler {} is there already, and stays as it is", command.handler));
+        }
+        let default = config::default_handler(&before).unwrap_or_default().to_owned();
+        let sets_default = command.as_default && default != command.handler;
+        let mut edits = Edits::new();
+        if command.no_default && default == command.handler {
+            edits = self.without_default(&command.handler);
+            if edits.is_empty() {
+                said.push(format!("{DEFAULT} was not set by cleat install, and stays"));
+            } else {
+                let mut wanted = config::flat(&before);
+                wanted.remove(&default_path(&before));
+                self.check(directories.of(&self.main)?, &edits, &wanted, &[default_path(&before)])?;
+            }
+        }
+        let systemd = command.systemd_cgroup || runc_uses_systemd(&before);
+        let options =
+            (!is_there && systemd && self.containerd.0 < 2).then(|| self.options_file(&command.handler));
+        if let Some(path) = &options {
+            put_options(directories.of(path)?, path)?;
+        }
+        if !is_there || sets_default {
+            let attempt =
+                self.add(directories.of(&self.main)?, command, &before, is_there, systemd, sets_default);
+            if attempt.is_err()
+                && let Some(path) = &options
+            {
+                let _ = remove_options(directories.of(path)?, path);
+            }
+            edits = attempt?;
+        }
+        if edits.is_empty() {
+            said.push("nothing is to be changed".to_owned());
+            return Ok(said);
+        }
+        self.put(&mut directories, &edits)?;
+        if !is_there {
+            let places: Vec<String> = edits.keys().map(|path| path.display().to_string()).collect();
+            said.push(format!(
+                "handler {} uses {} ({}; checked by containerd {})",
+                command.handler,
+                shim.display(),
+                places.join(", "),
+                self.version_text
+            ));
+        }
+        if sets_default {
+            said.push("new pods without a RuntimeClass use it".to_owned());
+        } else if default != command.handler {
+            said.push(format!(
+                "pods use it by a RuntimeClass: cleat install --runtime-class --handler {} | kubectl apply -f -",
+                command.handler
+            ));
+        } else if command.no_default {
+            said.push("new pods without a RuntimeClass use what they used before".to_owned());
+        }
+        said.push("restart containerd to load it: systemctl restart containerd (pods live on)".to_owned());
+        Ok(said)
+    }
+
+    /// The files with the handler, or the default, put in: in the first place where containerd sees them, and sees all else as before.
+    fn add(
+        &self,
+        directory: &Directory,
+        command: &Install,
+        before: &DocumentMut,
+        is_there: bool,
+        systemd: bool,
+        sets_default: bool,
+    ) -> Result<Edits> {
+        let mut wanted = config::flat(before);
+        let handler = path_of(before, &format!("runtimes/{}", command.handler));
+        let default = default_path(before);
+        if sets_default {
+            wanted.insert(default.clone(), command.handler.clone());
+        }
+        if !is_there {
+            wanted.insert(format!("{handler}/runtime_type"), RUNTIME_TYPE.to_owned());
+        }
+        let mut last = anyhow!("no place for it");
+        for target in self.targets(&command.handler) {
+            for keeps_runc in [false, true] {
+                let mut edits = Edits::new();
+                let old = self.texts.get(&target.path).cloned().unwrap_or_default();
+                let syntax = target.syntax;
+                let mut text = old.clone();
+                if text.is_empty()
+                    || (target.path == self.main
+                        && self.document.is_empty()
+                        && marks::names(&text).is_empty())
+                {
+                    let name = if target.path != self.main || !self.exists { NEW_FILE } else { VERSION };
+                    text = marks::append(&text, name, &format!("version = {syntax}\n"));
+                }
+                if !is_there {
+                    let lines = self.handler_lines(command, syntax, systemd);
+                    text = marks::append(&text, &format!("handler {}", command.handler), &lines);
+                }
+                if keeps_runc && self.containerd < (2, 0) {
+                    text = marks::append(&text, RUNC, &runc_lines(before, syntax));
+                }
+                if sets_default {
+                    let path = ["plugins", config::section(syntax), "containerd"];
+                    text = marks::set(&text, &path, DEFAULT, &command.handler).unwrap_or_else(|| {
+                        marks::append(&text, DEFAULT_BLOCK, &Self::default_lines(syntax, &command.handler))
+                    });
+                }
+                edits.insert(target.path.clone(), Some(text));
+                match self.check(directory, &edits, &wanted, &[format!("{handler}/")]) {
+                    Ok(()) => return Ok(edits),
+                    Err(e) => last = e,
+                }
+            }
+        }
+        Err(last.context(format!(
+            "{} cannot be edited safely; `cleat install` prints what to put in by hand",
+            self.named.display()
+        )))
+    }
+
+    /// Where something of ours may go, best first.
+    fn targets(&self, handler: &str) -> Vec<Target> {
+        let mut targets = Vec::new();
+        // containerd 2 merges imported files into the main one. 1.x puts their plugin sections in its place, so nothing of ours must stand alone in one.
+        if self.containerd.0 >= 2 {
+            let directories = self.imports.iter().map(|(pattern, _)| pattern).filter(|pattern| {
+                let name = pattern.file_name().unwrap_or_default().to_string_lossy();
+                name.matches('*').count() == 1
+                    && !name.contains('?')
+                    && pattern.parent().is_some_and(Path::is_dir)
+            });
+            targets.extend(directories.map(|pattern| {
+                let name = pattern
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .replace('*', &format!("cleat-{handler}"));
+                Target { path: pattern.with_file_name(name), syntax: self.syntax() }
+            }));
+        } else {
+            let imported = self.imports.iter().flat_map(|(_, files)| files).rev();
+            for path in imported {
+                let Some(document) = self.texts.get(path).and_then(|text| text.parse::<DocumentMut>().ok())
+                else {
+                    continue;
+                };
+                let syntax = config::syntax(&document, self.containerd);
+                if document.get("plugins").and_then(|plugins| plugins.get(config::section(syntax))).is_some()
+                {
+                    targets.push(Target { path: path.clone(), syntax });
+                }
+            }
+        }
+        targets.push(Target { path: self.main.clone(), syntax: self.syntax() });
+        targets
+    }
+
+    /// Whether containerd, with these files, would see what is wanted, and all else as before. `open`: beginnings of paths that may differ.
+    fn check(
+        &self,
+        directory: &Directory,
+        edits: &Edits,
+        wanted: &BTreeMap<String, String>,
+        open: &[String],
+    ) -> Result<()> {
+        let (dump, _candidates) = self.dump_of(directory, edits)?;
         if let Some(default) = config::missing_default(&dump) {
             bail!(
-                "containerd accepts the file but its CRI plugin would not start: no handler {default:?}, which is the default"
+                "containerd accepts it, but its CRI plugin would not start: no handler {default:?}, which is the default"
             );
         }
-        if path.exists() {
-            let kept = path.with_extension("toml.before-cleat");
-            fs::copy(path, &kept).with_context(|| format!("keep a copy in {}", kept.display()))?;
-            fs::set_permissions(&candidate, fs::metadata(path)?.permissions())?;
+        let seen = config::flat(&dump);
+        let is_open = |path: &str| open.iter().any(|open| path.starts_with(open));
+        for (path, value) in wanted {
+            if seen.get(path) != Some(value) {
+                let sees = seen.get(path).map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"));
+                bail!(
+                    "containerd accepts it, but sees {sees} as {path}, not {value:?}: does an imported file say otherwise?"
+                );
+            }
         }
-        fs::rename(&candidate, path).with_context(|| format!("replace {}", path.display()))
-    };
-    attempt().inspect_err(|_| {
-        let _ = fs::remove_file(&candidate);
-    })
+        if let Some((path, value)) =
+            seen.iter().find(|(path, _)| !wanted.contains_key(*path) && !is_open(path))
+        {
+            bail!("containerd accepts it, but sees {path} = {value:?}, which was not there");
+        }
+        Ok(())
+    }
+
+    /// What containerd makes of the files as they would be.
+    fn dump_of(&self, directory: &Directory, edits: &Edits) -> Result<(DocumentMut, Vec<Candidate>)> {
+        let text = match edits.get(&self.main) {
+            Some(text) => text.clone().unwrap_or_default(),
+            None => self.texts[&self.main].clone(),
+        };
+        let mut document: DocumentMut =
+            text.parse().context("what would be written is no TOML; this file must be edited by hand")?;
+        let mut candidates = Vec::new();
+        let mut imported: Vec<PathBuf> = self.imports.iter().flat_map(|(_, files)| files.clone()).collect();
+        let new: Vec<&PathBuf> =
+            edits.keys().filter(|path| **path != self.main && !imported.contains(path)).collect();
+        if let Some(path) = new.first() {
+            imported.push((*path).clone());
+            // As containerd reads them: pattern by pattern, each one's files by name.
+            let at =
+                |path: &Path| self.imports.iter().position(|(pattern, _)| pattern.parent() == path.parent());
+            imported.sort_by(|a, b| (at(a), a).cmp(&(at(b), b)));
+        }
+        if !imported.is_empty() {
+            let mut list = Array::new();
+            for path in imported {
+                match edits.get(&path) {
+                    Some(None) => {}
+                    Some(Some(text)) => {
+                        let candidate = directory.candidate(&path, text)?;
+                        list.push(candidate.path().to_string_lossy().into_owned());
+                        candidates.push(candidate);
+                    }
+                    None => list.push(path.to_string_lossy().into_owned()),
+                }
+            }
+            document["imports"] = Item::Value(Value::Array(list));
+        }
+        let candidate = directory.candidate(&self.main, &document.to_string())?;
+        let dump = config::dump(&self.program, candidate.path());
+        candidates.push(candidate);
+        Ok((dump?, candidates))
+    }
+
+    /// Puts files in place, each whole or not at all.
+    fn put(&self, directories: &mut Directories, edits: &Edits) -> Result<()> {
+        for (path, text) in edits {
+            // An imported file may be a link as well.
+            let target = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+            let directory = directories.of(&target)?;
+            match text {
+                Some(text) => {
+                    let is_ours = |text: &String| marks::names(text).iter().any(|name| name == NEW_FILE);
+                    if self.texts.get(path).is_some_and(|text| !is_ours(text))
+                        && (path != &self.main || self.exists)
+                    {
+                        directory.keep(&target, &kept(&target))?;
+                    }
+                    directory.put(directory.candidate(&target, text)?, &target)?;
+                }
+                None => directory.remove(&target)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The files without a default of ours.
+    fn without_default(&self, handler: &str) -> Edits {
+        let mut edits = Edits::new();
+        for (path, text) in &self.texts {
+            let mut new = text.clone();
+            if let Some(without) = marks::unset(&new, DEFAULT, handler) {
+                new = without;
+            }
+            if let Some(found) = marks::take(&new, DEFAULT_BLOCK)
+                && text.contains(&format!("{DEFAULT} = {handler:?}\n"))
+            {
+                new = found.rest;
+            }
+            if new != *text {
+                edits.insert(path.clone(), Some(new));
+            }
+        }
+        edits
+    }
+
+    fn undo(mut self, command: &Install) -> Result<Vec<String>> {
+        let mut directories = Directories::default();
+        directories.of(&self.main)?;
+        self = Self::new(command)?;
+        let handlers: Vec<String> = match command.all {
+            false => vec![command.handler.clone()],
+            true => {
+                let names = self.texts.values().flat_map(|text| marks::names(text));
+                names
+                    .filter_map(|name| Some(name.strip_prefix("handler ")?.to_owned()))
+                    .filter(|name| check_name(name).is_ok())
+                    .collect()
+            }
+        };
+        let mut edits = Edits::new();
+        let mut edited = Vec::new();
+        for handler in &handlers {
+            let texts = self.texts.clone();
+            for (path, text) in self.without_default(handler) {
+                self.texts.insert(path.clone(), text.clone().unwrap_or_default());
+                edits.insert(path, text);
+            }
+            for path in texts.keys() {
+                if let Some(found) = marks::take(&self.texts[path], &format!("handler {handler}")) {
+                    if found.edited {
+                        edited.push(path.clone());
+                    }
+                    self.texts.insert(path.clone(), found.rest.clone());
+                    edits.insert(path.clone(), Some(found.rest));
+                }
+            }
+        }
+        let left: Vec<String> = self.texts.values().flat_map(|text| marks::names(text)).collect();
+        for path in edits.keys().cloned().collect::<Vec<_>>() {
+            let text = self.texts[&path].clone();
+            if left.iter().any(|name| name.starts_with("handler ") && name != RUNC) {
+                continue;
+            }
+            edits.insert(path.clone(), self.last_of_ours(&path, text));
+        }
+        if edits.is_empty() {
+            let dump = self.dump()?;
+            let by_hand = handlers
+                .iter()
+                .find(|handler| config::handlers(&dump).iter().any(|(name, _)| name == *handler));
+            return Ok(vec![match by_hand {
+                Some(handler) => format!(
+                    "handler {handler} is there, but not by cleat install: take it out of {} by hand",
+                    self.named.display()
+                ),
+                None => format!("{} has nothing of cleat", self.named.display()),
+            }]);
+        }
+        let (dump, candidates) = self.dump_of(directories.of(&self.main)?, &edits)?;
+        drop(candidates);
+        if let Some(default) = config::missing_default(&dump) {
+            bail!(
+                "{DEFAULT} is {default:?}, and not by cleat install: set it to another handler first, or containerd's CRI plugin does not start"
+            );
+        }
+        let mut said = Vec::new();
+        for path in &edited {
+            let copy = free_name(path);
+            directories.of(path)?.keep(path, &copy)?;
+            said.push(format!("lines of your own between its marks are kept in {}", copy.display()));
+        }
+        self.put(&mut directories, &edits)?;
+        // The user's file is as it was: its copy tells nothing.
+        for (path, text) in &edits {
+            let copy = kept(path);
+            if text.is_some() && read(&copy)?.as_ref() == text.as_ref() {
+                directories.of(path)?.remove(&copy)?;
+            }
+        }
+        for handler in &handlers {
+            let path = self.options_file(handler);
+            said.extend(remove_options(directories.of(&path)?, &path)?);
+        }
+        let hands: Vec<String> = config::handlers(&dump)
+            .into_iter()
+            .filter(|(_, shim)| shim.contains("cleat"))
+            .map(|(name, _)| name)
+            .collect();
+        match hands.is_empty() {
+            true => said.push(format!("{} has nothing of cleat any more", self.named.display())),
+            false => said.push(format!("handlers that stay: {}", hands.join(", "))),
+        }
+        said.push("restart containerd to load it; running pods keep their shims".to_owned());
+        Ok(said)
+    }
+
+    /// What is left of a file whose last handler of ours has gone.
+    fn last_of_ours(&self, path: &Path, text: String) -> Option<String> {
+        let mut text = text;
+        if let Some(found) = marks::take(&text, RUNC) {
+            let document = found.rest.parse::<DocumentMut>().ok();
+            // Not while a third handler is there: containerd 1.x would forget its own again.
+            if document.is_some_and(|document| config::handlers(&document).is_empty()) {
+                text = found.rest;
+            }
+        }
+        for name in [NEW_FILE, VERSION] {
+            let Some(found) = marks::take(&text, name) else { continue };
+            let rest = found.rest.parse::<DocumentMut>().is_ok_and(|document| document.is_empty());
+            if rest && name == NEW_FILE && found.rest.trim().is_empty() {
+                return None;
+            }
+            if rest || path != self.main {
+                text = found.rest;
+            }
+        }
+        Some(text)
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::args::{Arguments, Command};
-    use clap::Parser;
+/// A file that something of ours may go into.
+struct Target {
+    path: PathBuf,
+    syntax: i64,
+}
 
-    fn install(words: &[&str]) -> Install {
-        let Command::Install(install) =
-            Arguments::parse_from([&["cleat", "install"], words].concat()).command
-        else {
-            panic!()
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The directories in which something is changed; the lock of each is held to the end.
+#[derive(Default)]
+struct Directories(Vec<(PathBuf, Directory)>);
+
+impl Directories {
+    /// That of a file.
+    fn of(&mut self, path: &Path) -> Result<&Directory> {
+        let path = fs::canonicalize(parent(path)).unwrap_or_else(|_| parent(path).to_owned());
+        let at = match self.0.iter().position(|(held, _)| *held == path) {
+            Some(at) => at,
+            None => {
+                let directory = Directory::lock(&path)?;
+                self.0.push((path, directory));
+                self.0.len() - 1
+            }
         };
-        install
+        Ok(&self.0[at].1)
     }
+}
 
-    #[test]
-    fn what_was_there_stays_and_comes_back() {
-        let before = "version = 3 # mine\n\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = \"runc\"\n\n\
-            [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc] # keep\nruntime_type = \"io.containerd.runc.v2\"\n";
-        let mut document: DocumentMut = before.parse().unwrap();
-        edit(&mut document, &install(&["--as-default"]), (2, 1), true).unwrap();
-        let text = document.to_string();
-        assert!(
-            text.contains("# mine")
-                && text.contains("# keep")
-                && text.contains("# before cleat: runc\ndefault_runtime_name = \"cleat\""),
-            "{text}"
-        );
-        assert!(text.contains("[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.cleat.options]\nSystemdCgroup = true"), "{text}");
-        // Twice is as once.
-        let mut again: DocumentMut = text.parse().unwrap();
-        edit(&mut again, &install(&["--as-default"]), (2, 1), true).unwrap();
-        assert_eq!(again.to_string(), text);
+/// Where the user's own file is kept.
+fn kept(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".before-cleat");
+    name.into()
+}
+
+fn free_name(path: &Path) -> PathBuf {
+    let name = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(match number {
+            0 => ".undone".to_owned(),
+            _ => format!(".undone-{number}"),
+        });
+        PathBuf::from(name)
+    };
+    (0..).map(name).find(|path| path.symlink_metadata().is_err()).unwrap_or_default()
+}
+
+/// What the handler `runc` says today, so that the cgroup driver stays what it is.
+fn runc_uses_systemd(dump: &DocumentMut) -> bool {
+    let of = |name: &str| config::handler(dump, name)?.get("options")?.get("SystemdCgroup")?.as_bool();
+    of("runc").or_else(|| of(config::default_handler(dump)?)).unwrap_or(false)
+}
+
+/// The path of something below the CRI plugin's `containerd`, as [`config::flat`] writes it.
+fn path_of(dump: &DocumentMut, below: &str) -> String {
+    let section = [3, 2].into_iter().map(config::section).find(|section| {
+        dump.get("plugins")
+            .and_then(|plugins| plugins.get(section))
+            .is_some_and(|section| section.get("containerd").is_some())
+    });
+    format!("plugins/{}/containerd/{below}", section.unwrap_or_default())
+}
+
+fn default_path(dump: &DocumentMut) -> String {
+    path_of(dump, DEFAULT)
+}
+
+/// Handler `runc` as containerd has it by itself.
+fn runc_lines(before: &DocumentMut, syntax: i64) -> String {
+    let mut lines = format!("[plugins.{:?}.containerd.runtimes.runc]\n", config::section(syntax));
+    let runc = path_of(before, "runtimes/runc/");
+    for (path, value) in config::flat(before) {
+        let Some(key) = path.strip_prefix(&runc).filter(|key| !key.contains('/')) else { continue };
+        let is_number = value.parse::<i64>().is_ok() || value == "true" || value.starts_with('[');
+        let _ =
+            if is_number { writeln!(lines, "{key} = {value}") } else { writeln!(lines, "{key} = {value:?}") };
     }
+    lines
+}
 
-    #[test]
-    fn containerd_1_6_keeps_its_own_handler() {
-        let before = "version = 2\n[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'x'\n";
-        let mut document: DocumentMut = before.parse().unwrap();
-        let command = install(&[]);
-        assert!(!would_forget_runc(&document, &command, (1, 7)));
-        assert!(would_forget_runc(&document, &command, (1, 6)));
-        edit(&mut document, &command, (1, 6), false).unwrap();
-        keep_runc(&mut document).unwrap();
-        let text = document.to_string();
-        // As it is read from the file again.
-        let document: DocumentMut = text.parse().unwrap();
-        assert_eq!(config::handlers(&document).len(), 2, "{text}");
-        let runtimes = config::cri(&document).unwrap().get("runtimes").unwrap();
-        assert!(is_our_runc(runtimes.get("runc").unwrap()), "{text}");
-        assert!(!would_forget_runc(&document, &command, (1, 6)));
+/// A file of options; one that is there and is not ours stays.
+fn put_options(directory: &Directory, path: &Path) -> Result<()> {
+    match read(path)? {
+        Some(text) if text.starts_with(OPTIONS_MARK) => Ok(()),
+        Some(_) => bail!("{} is there, and not by cleat install: move it away", path.display()),
+        None => directory
+            .put(directory.candidate(path, &format!("{OPTIONS_MARK}\nSystemdCgroup = true\n"))?, path),
     }
+}
 
-    #[test]
-    fn foreign_handlers_and_old_files_are_left_alone() {
-        let mut document: DocumentMut =
-            "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.kata]\nruntime_type = 'io.containerd.kata.v2'\n".parse().unwrap();
-        assert!(edit(&mut document, &install(&["--handler", "kata"]), (1, 7), false).is_err());
-        let mut document: DocumentMut = "[plugins.cri]\n".parse().unwrap();
-        assert!(edit(&mut document, &install(&[]), (1, 7), false).is_err());
-        assert!(check_name("Über").is_err());
+/// What there is to say about it.
+fn remove_options(directory: &Directory, path: &Path) -> Result<Option<String>> {
+    match read(path)? {
+        Some(text) if text == format!("{OPTIONS_MARK}\nSystemdCgroup = true\n") => {
+            directory.remove(path)?;
+            Ok(None)
+        }
+        Some(_) => Ok(Some(format!("{} was changed by hand, and stays", path.display()))),
+        None => Ok(None),
     }
 }
