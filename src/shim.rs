@@ -1377,7 +1377,7 @@ fn brief(event: &Event) -> String {
     struct Brief(String);
     impl std::fmt::Write for Brief {
         fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            const MOST: usize = 80;
+            const MOST: usize = 200;
             if self.0.len() + text.len() > MOST {
                 // Ends the formatting: a process spec would be some ten KiB.
                 return Err(std::fmt::Error);

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 #[command(
     name = "cleat",
     version,
-    disable_help_subcommand = true,
     after_help = "Examples:
   cleat ps                     all shims of the node, cleat's and Go's
   cleat inspect web-0          one pod's shim in full
@@ -69,8 +68,9 @@ Examples:
   shim      its bundle directory is gone, nobody is connected to it, and it says itself that it has no container (a Go shim: no bundle names its socket).
             It is asked to end by Shutdown, which a shim with a container refuses, and never by a signal.
   state     a directory of the OCI runtime whose container's first process has ended, whose bundle is gone, and whom no shim knows: `runc delete` removes it.
-  mount     a rootfs that is mounted in a bundle without config.json, which no process has as its root.
-Nothing that lives is touched. Each is looked at again before it is removed.
+  mount     a rootfs that is mounted in a bundle without config.json, which no process has as its root, in whichever mount namespace.
+  run       a container whose `cleat run` was killed, and whose process has ended.
+Nothing that lives is touched. Each is looked at again before it is removed; sockets under the lock that a shim's `start` takes.
 
 Examples:
   cleat gc --dry-run
@@ -78,14 +78,20 @@ Examples:
     Gc(Gc),
     /// Run an OCI bundle under the shim, without containerd
     #[command(
-        after_help = "The bundle is not written to: the shim gets a copy of its config.json. Ends with the exit status of the container's process; signals are passed on to it.
-If cleat itself is killed by SIGKILL the container lives on, as it would under containerd; `cleat ps` shows its shim.
+        after_help = "The bundle is not written to: the shim gets a copy of its config.json. All signals but those of job control are passed on to the container's process. When nobody reads
+stdout any more, the container is killed (`| head -1`).
+
+Exit status, as docker run's: the process's own, 128 + signal if one has killed it (141: nobody read stdout), 127 if the program is not in the bundle,
+126 if it cannot be executed, 125 if cleat, the shim or the runtime has failed.
+
+If cleat itself is killed by SIGKILL the container lives on, as it would under containerd; `cleat ps` shows its shim, and --remove ends it.
 
 Examples:
   mkdir -p bundle/rootfs && busybox --install -s bundle/rootfs/bin && (cd bundle && runc spec)
   cleat run ./bundle
   echo hello | cleat run --no-tty ./bundle cat
-  cleat run --events --debug ./bundle true"
+  cleat run --events --debug ./bundle true
+  cleat run --remove --id cleat-4711       kill and remove what a killed `cleat run` has left"
     )]
     Run(Run),
     /// Print, or write, the part of containerd's configuration that makes cleat a runtime
@@ -246,8 +252,12 @@ pub(crate) struct Run {
     /// Print the shim's log, on stderr
     #[arg(long)]
     pub(crate) debug: bool,
+    /// Kill and remove the container --id, left by a `cleat run` that was killed; with a bundle, run that then
+    #[arg(long, requires = "id")]
+    pub(crate) remove: bool,
     /// The bundle: a directory with config.json
-    pub(crate) bundle: PathBuf,
+    #[arg(required_unless_present = "remove")]
+    pub(crate) bundle: Option<PathBuf>,
     /// What to run instead of config.json's process.args
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) arguments: Vec<String>,

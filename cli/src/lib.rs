@@ -11,13 +11,26 @@ mod node;
 mod orphans;
 mod output;
 pub mod process;
+mod run_place;
 
 use clap::Parser;
 use std::process::ExitCode;
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let arguments = args::Arguments::parse();
+    let arguments = match args::Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            let _ = e.print();
+            // As docker run: other numbers are the container's.
+            let is_run = std::env::args_os().nth(1).is_some_and(|word| word == "run");
+            return ExitCode::from(match e.exit_code() {
+                0 => 0,
+                _ if is_run => 125,
+                code => u8::try_from(code).unwrap_or(2),
+            });
+        }
+    };
     match commands::run(arguments) {
         Ok(code) => code,
         // Whoever reads us has enough: `cleat ps | head -1`.

@@ -1,13 +1,13 @@
 //! The shims of this node: found in /proc, asked over their sockets.
 //!
-//! A process is taken for a shim if its command line is one and it lives in our mount namespace: what a container calls itself does not
-//! count, and nothing that it serves is connected to.
+//! A process is taken for a shim if its command line is one and it lives in the mount namespace of the node's first process, or in ours: what a
+//! container calls itself does not count, and nothing that it serves is connected to. (Ours may be another one: a systemd unit with ProtectHome has its own.)
 
 use crate::{
     client::{Client, PATIENCE},
     process::{self, Memory},
 };
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use cleat::{
     cgroups::Cgroup,
     protocol::{Empty, inspect, task as api},
@@ -111,15 +111,36 @@ pub(crate) async fn shims() -> Vec<Shim> {
     shims
 }
 
+/// That the node can be seen at all: without it an empty list would be taken for "nothing is there".
+pub(crate) fn check_sight() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("not root: shims belong to root and show themselves to nobody else; run it with sudo");
+    }
+    if ["1", KTHREADD].into_iter().all(|pid| mount_namespace(pid).is_none()) {
+        bail!("the node's processes cannot be seen (CAP_SYS_PTRACE is missing, or /proc hides them); nothing can be said of its shims");
+    }
+    fs::metadata("/proc/1/net/unix").context("the node's sockets cannot be seen; nothing can be said of its shims")?;
+    Ok(())
+}
+
+/// The kernel's own threads are in the first mount namespace, and show it to root where an undumpable first process does not.
+const KTHREADD: &str = "2";
+
+/// Of a process: device and number of its mount namespace, if we may know.
+fn mount_namespace(pid: &str) -> Option<(u64, u64)> {
+    if pid == KTHREADD && fs::read_to_string("/proc/2/comm").ok()?.trim() != "kthreadd" {
+        return None;
+    }
+    let about = fs::metadata(format!("/proc/{pid}/ns/mnt")).ok()?;
+    Some((about.dev(), about.ino()))
+}
+
 /// Shims as the kernel knows them; nobody is asked.
 fn processes(sockets: &Sockets) -> Vec<Shim> {
-    let Ok(own) = fs::metadata("/proc/self/ns/mnt") else { return Vec::new() };
+    let hosts: Vec<_> = ["1", KTHREADD, "self"].into_iter().filter_map(mount_namespace).collect();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let is_ours = |pid: &u32| {
-        fs::metadata(format!("/proc/{pid}/ns/mnt"))
-            .is_ok_and(|theirs| (theirs.dev(), theirs.ino()) == (own.dev(), own.ino()))
-    };
+    let is_ours = |pid: &u32| mount_namespace(&pid.to_string()).is_some_and(|place| hosts.contains(&place));
     let found: Vec<Shim> = pids.filter(is_ours).filter_map(|pid| shim(pid, sockets)).collect();
     let known: Vec<u32> = found.iter().map(|shim| shim.pid).collect();
     // A child that has not become its program yet still bears the shim's name.
@@ -137,17 +158,13 @@ fn shim(pid: u32, sockets: &Sockets) -> Option<Shim> {
     if !name.starts_with("containerd-shim-") {
         return None;
     }
-    let words: Vec<String> = words.filter(|word| !word.is_empty()).collect();
+    let words: Vec<String> = words.collect();
+    let line = CommandLine::read(&words);
     // start and delete are shims' programs, too.
-    if words.iter().any(|word| ["start", "delete"].contains(&word.as_str())) {
+    if line.action.is_some_and(|action| ["start", "delete"].contains(&action)) {
         return None;
     }
-    let flag = |name: &str| {
-        let at =
-            words.iter().position(|word| word.trim_start_matches('-') == name && word.starts_with('-'))?;
-        words.get(at + 1).cloned()
-    };
-    let (namespace, id) = (flag("namespace")?, flag("id")?);
+    let (namespace, id) = (line.namespace?.to_owned(), line.id?.to_owned());
     let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).unwrap_or_default();
     let (program, program_replaced) = without_deleted(&link("exe"));
     let (bundle, bundle_gone) = without_deleted(&link("cwd"));
@@ -176,6 +193,40 @@ fn shim(pid: u32, sockets: &Sockets) -> Option<Shim> {
         problem: None,
         own: None,
     })
+}
+
+/// A shim's flags, in Go's syntax: `-id x`, `--id=x`; a value may be any word, `start` too.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct CommandLine<'a> {
+    namespace: Option<&'a str>,
+    id: Option<&'a str>,
+    action: Option<&'a str>,
+}
+
+impl<'a> CommandLine<'a> {
+    fn read(words: &'a [String]) -> Self {
+        const SWITCHES: [&str; 6] = ["debug", "v", "version", "info", "h", "help"];
+        let mut line = Self::default();
+        let mut words = words.iter().map(String::as_str);
+        while let Some(word) = words.next() {
+            let Some(flag) = word.strip_prefix('-') else {
+                line.action = line.action.or(Some(word).filter(|word| !word.is_empty()));
+                continue;
+            };
+            let flag = flag.strip_prefix('-').unwrap_or(flag);
+            let (name, value) = match flag.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None if SWITCHES.contains(&flag) => (flag, None),
+                None => (flag, words.next()),
+            };
+            match name {
+                "namespace" => line.namespace = value,
+                "id" => line.id = value,
+                _ => {}
+            }
+        }
+        line
+    }
 }
 
 /// The kernel marks what was removed.
@@ -339,7 +390,7 @@ fn field(text: &str, name: &str) -> u64 {
     line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Unix sockets of this network namespace (/proc/net/unix).
+/// Unix sockets of the node's network namespace (/proc/1/net/unix); ours may be another one.
 struct Sockets {
     rows: Vec<Row>,
 }
@@ -355,7 +406,9 @@ impl Sockets {
     fn read() -> Self {
         /// Flag of a socket that listens (__SO_ACCEPTCON).
         const ACCEPTS: u32 = 1 << 16;
-        let text = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+        let text = fs::read_to_string("/proc/1/net/unix")
+            .or_else(|_| fs::read_to_string("/proc/net/unix"))
+            .unwrap_or_default();
         let row = |line: &str| {
             let mut fields = line.split_whitespace();
             let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
@@ -392,4 +445,24 @@ impl Sockets {
 /// Whether anybody listens on the socket of a path.
 pub(crate) fn is_listened_to(path: &Path) -> bool {
     Sockets::read().rows.iter().any(|row| row.listens && row.path == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_may_be_called_start() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        for (text, id, action) in [
+            ("-namespace n -id start -address /a", Some("start"), None),
+            ("-namespace n --id=delete", Some("delete"), None),
+            ("-namespace n -id a -debug start", Some("a"), Some("start")),
+            ("-id a -bundle /b delete", Some("a"), Some("delete")),
+        ] {
+            let words = words(text);
+            let line = CommandLine::read(&words);
+            assert_eq!((line.id, line.action), (id, action), "{text}");
+        }
+    }
 }

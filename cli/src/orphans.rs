@@ -3,18 +3,24 @@
 use crate::{
     args::Places,
     client::{Client, PATIENCE},
-    node::Shim,
+    config,
+    node::{self, Shim},
     process::started,
+    run_place,
 };
 use anyhow::{Context, Result, bail};
 use cleat::protocol::{Empty, task as api};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::unix::{fs::FileTypeExt, net::UnixStream},
+    fs,
+    os::{
+        fd::OwnedFd,
+        unix::fs::FileTypeExt,
+    },
     path::{Path, PathBuf},
-    time::Duration,
+    process::Command,
+    time::{Duration, Instant},
 };
 
 /// What is younger than this may be on its way: a socket is bound before anybody listens on it.
@@ -30,6 +36,7 @@ pub(crate) enum Orphan {
     Shim { pid: u32, id: String, socket: PathBuf },
     State { id: String, root: PathBuf },
     Mount { path: PathBuf },
+    Run { id: String },
 }
 
 impl std::fmt::Display for Orphan {
@@ -41,6 +48,7 @@ impl std::fmt::Display for Orphan {
                 write!(f, "state of {id} in {}: its process has ended, its bundle is gone", root.display())
             }
             Self::Mount { path } => write!(f, "mount {}: its bundle is gone", path.display()),
+            Self::Run { id } => write!(f, "container {id} of a `cleat run` that was killed: it has ended"),
         }
     }
 }
@@ -52,7 +60,15 @@ pub(crate) fn find(places: &Places, shims: &[Shim]) -> Vec<Orphan> {
         .extend(shims.iter().filter(|shim| shim.bundle.starts_with(&places.state)).filter_map(orphaned_shim));
     found.extend(states(places, shims));
     found.extend(mounts(places, shims));
+    found.extend(run_place::left(shims).into_iter().filter(|left| !left.lives).map(|left| Orphan::Run { id: left.id }));
     found
+}
+
+/// What `--state` names is there: an empty answer would be taken for "nothing is orphaned".
+pub(crate) fn check_places(places: &Places) -> Result<()> {
+    fs::read_dir(&places.state)
+        .map(drop)
+        .with_context(|| format!("containerd's state directory {} (--state names another)", places.state.display()))
 }
 
 fn sockets(places: &Places) -> Vec<Orphan> {
@@ -67,7 +83,22 @@ fn is_dead_socket(path: &Path) -> bool {
     let Ok(about) = fs::symlink_metadata(path) else { return false };
     about.file_type().is_socket()
         && is_old(&about)
-        && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+        && !cleat::start::is_alive(path)
+}
+
+/// The lock that `start` takes before it looks at a socket, removes a dead one and binds its own; freed when the descriptor closes.
+fn lock(directory: &Path) -> Result<OwnedFd> {
+    use rustix::fs::{FlockOperation, Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(directory, flags, Mode::empty())?;
+    let end = Instant::now() + PATIENCE;
+    while rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() > end {
+            bail!("somebody holds the lock of {}", directory.display());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(fd)
 }
 
 fn is_old(about: &fs::Metadata) -> bool {
@@ -145,9 +176,42 @@ fn is_known(id: &str, shims: &[Shim]) -> bool {
 fn mounts(places: &Places, shims: &[Shim]) -> Vec<Orphan> {
     let tasks = places.state.join("io.containerd.runtime.v2.task");
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points =
-        text.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| PathBuf::from(unescaped(path)));
-    points.filter(|path| is_dead_mount(path, &tasks, shims)).map(|path| Orphan::Mount { path }).collect()
+    let mounts = text.lines().filter_map(MountLine::read).filter(|mount| is_dead_mount(&mount.point, &tasks, shims));
+    let mounts: Vec<MountLine> = mounts.collect();
+    if mounts.is_empty() {
+        return Vec::new();
+    }
+    let roots = roots();
+    mounts.into_iter().filter(|mount| !roots.contains(&mount.what)).map(|mount| Orphan::Mount { path: mount.point }).collect()
+}
+
+/// A line of mountinfo (proc_pid_mountinfo(5)).
+struct MountLine {
+    /// Device, and the directory of its file system that is mounted: the same in all namespaces.
+    what: (String, String),
+    point: PathBuf,
+}
+
+impl MountLine {
+    fn read(line: &str) -> Option<Self> {
+        let mut fields = line.split(' ').skip(2).map(str::to_owned);
+        let what = (fields.next()?, fields.next()?);
+        Some(Self { what, point: PathBuf::from(unescaped(&fields.next()?)) })
+    }
+}
+
+/// What processes have as their root, in whichever mount namespace; asks no file system, so none can hang us.
+fn roots() -> Vec<(String, String)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mut seen = std::collections::HashSet::new();
+    let mut found = Vec::new();
+    for pid in pids {
+        // A namespace may have processes with several roots, so each process is looked at; the node's own need not be: a mount below is no root of theirs.
+        let Ok(text) = fs::read_to_string(format!("/proc/{pid}/mountinfo")) else { continue };
+        found.extend(text.lines().filter_map(MountLine::read).filter(|mount| mount.point == Path::new("/")).map(|mount| mount.what).filter(|what| seen.insert(what.clone())));
+    }
+    found
 }
 
 fn is_dead_mount(path: &Path, tasks: &Path, shims: &[Shim]) -> bool {
@@ -171,6 +235,7 @@ impl Orphan {
     pub(crate) async fn remove(&self, places: &Places) -> Result<()> {
         match self {
             Self::Socket { path } => {
+                let _lock = lock(path.parent().unwrap_or(Path::new("/")))?;
                 if !is_dead_socket(path) {
                     bail!("somebody listens on it now");
                 }
@@ -178,6 +243,10 @@ impl Orphan {
             }
             Self::Shim { pid, id, socket } => {
                 let begun = started(*pid);
+                let now = node::shims().await;
+                if !now.iter().any(|shim| shim.pid == *pid && orphaned_shim(shim).is_some()) {
+                    bail!("somebody needs it now");
+                }
                 let mut client = Client::connect(socket).await?;
                 let request = api::ShutdownRequest { id: id.clone(), now: false };
                 // It ends in the middle of its answer, or after it.
@@ -190,27 +259,29 @@ impl Orphan {
                 tokio::time::timeout(END, end).await.context("it was asked to end and did not")
             }
             Self::State { id, root } => {
-                if !is_dead_state(&root.join(id)) {
+                if is_known(id, &node::shims().await) || !is_dead_state(&root.join(id)) {
                     bail!("it lives now");
                 }
-                let output = std::process::Command::new("runc")
-                    .arg("--root")
-                    .arg(root)
-                    .args(["delete", id])
-                    .output()
-                    .context("runc delete")?;
-                if !output.status.success() {
-                    bail!("runc delete: {}", String::from_utf8_lossy(&output.stderr).trim());
-                }
-                Ok(())
+                finish(Command::new("runc").arg("--root").arg(root).args(["delete", id]))
             }
             Self::Mount { path } => {
-                if !is_dead_mount(path, &places.state.join("io.containerd.runtime.v2.task"), &[]) {
-                    bail!("its bundle is there again");
+                let again = mounts(places, &node::shims().await);
+                if !again.iter().any(|orphan| matches!(orphan, Self::Mount { path: again } if again == path)) {
+                    bail!("somebody has it now");
                 }
-                // Not detached: one that is in use says so.
-                rustix::mount::unmount(path, rustix::mount::UnmountFlags::NOFOLLOW).context("unmount it")
+                // Not detached: one that is in use says so. In a process of its own: a dead server's hangs.
+                finish(Command::new("umount").arg("--no-canonicalize").arg(path))
             }
+            Self::Run { id } => run_place::remove(id).await,
         }
     }
+}
+
+/// A program that is to succeed, and soon.
+fn finish(command: &mut Command) -> Result<()> {
+    let (status, _, stderr) = config::output(command)?;
+    if !status.success() {
+        bail!("{}: {}", command.get_program().to_string_lossy(), stderr.trim());
+    }
+    Ok(())
 }

@@ -3,13 +3,13 @@
 /// Memory of a process, from smaps_rollup (proc_pid_smaps(5)).
 pub fn memory_kib(pid: u32) -> Memory {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    Memory { private: sum(&text, "Private_"), pss: sum(&text, "Pss:"), rss: sum(&text, "Rss:") }
+    Memory { private: sum(&text, "Anonymous:"), pss: sum(&text, "Pss:"), rss: sum(&text, "Rss:") }
 }
 
 /// Memory of a process, KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
-    /// What it alone keeps from others: Private_Clean + Private_Dirty.
+    /// What it costs: its anonymous memory. Not Private_Clean, which is the program's file as long as only one process has it mapped, and can be dropped.
     pub private: u64,
     /// Proportional set size.
     pub pss: u64,

@@ -21,6 +21,7 @@ const WAIT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(command: Events) -> Result<ExitCode> {
+    node::check_sight()?;
     let format = command.output;
     let known: Rc<RefCell<HashSet<u32>>> = Rc::default();
     let mut others = HashSet::new();

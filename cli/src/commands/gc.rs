@@ -9,6 +9,8 @@ use serde_json::json;
 use std::process::ExitCode;
 
 pub(super) async fn run(command: Gc) -> Result<ExitCode> {
+    node::check_sight()?;
+    orphans::check_places(&command.places)?;
     let found = orphans::find(&command.places, &node::shims().await);
     let mut failed = false;
     let mut report = Vec::new();

@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use std::process::ExitCode;
 
 pub(super) fn run(command: Generate) -> Result<ExitCode> {
-    let mut cleat = Arguments::command();
+    let mut cleat = Arguments::command().disable_help_subcommand(true);
     match command.what {
         Generated::Completion { shell } => {
             clap_complete::generate(shell, &mut cleat, "cleat", &mut std::io::stdout())

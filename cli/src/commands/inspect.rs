@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use std::process::ExitCode;
 
 pub(super) async fn run(command: Inspect) -> Result<ExitCode> {
+    node::check_sight()?;
     let shims = node::shims().await;
     let shim = find(&shims, &command.id)?;
     match command.output {

@@ -7,7 +7,15 @@ use crate::{
     output,
 };
 use anyhow::{Context, Result};
-use std::{fmt::Write as _, os::unix::fs::FileTypeExt, path::Path, process::ExitCode, time::Duration};
+use std::{
+    cell::Cell,
+    fmt::Write as _,
+    os::unix::fs::FileTypeExt,
+    path::Path,
+    process::ExitCode,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// How long a client may take to send its request, and to take the answer.
@@ -15,12 +23,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of a request's head.
 const MAX_HEAD: usize = 8 << 10;
 
+/// Most clients at once: whoever is silent holds a place for as long as PATIENCE.
+const MAX_CLIENTS: usize = 256;
+/// One look at the node serves all who ask meanwhile, and shortly after.
+const FRESH: Duration = Duration::from_millis(250);
+
 pub(super) async fn run(command: Metrics) -> Result<ExitCode> {
+    node::check_sight()?;
     let Some(address) = command.listen else {
         output::print(&[page().await.trim_end().to_owned()])?;
         return Ok(ExitCode::SUCCESS);
     };
     let failed = || format!("listen on {address}");
+    let server = Rc::new(Server::default());
     if let Some(path) = address.strip_prefix("unix:") {
         let path = Path::new(path);
         // One that nobody listens on is a former life's.
@@ -30,20 +45,47 @@ pub(super) async fn run(command: Metrics) -> Result<ExitCode> {
         }
         let listener = tokio::net::UnixListener::bind(path).with_context(failed)?;
         loop {
-            let (stream, _) = listener.accept().await.with_context(failed)?;
-            serve(stream).await;
+            server.take(listener.accept().await.map(|(stream, _)| stream)).await;
         }
     }
     let listener = tokio::net::TcpListener::bind(&address).await.with_context(failed)?;
     loop {
-        let (stream, _) = listener.accept().await.with_context(failed)?;
-        serve(stream).await;
+        server.take(listener.accept().await.map(|(stream, _)| stream)).await;
     }
 }
 
-/// One request after the other: there is one Prometheus. Whoever dawdles is cut off.
-async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
-    let exchange = async {
+#[derive(Default)]
+struct Server {
+    clients: Cell<usize>,
+    page: tokio::sync::Mutex<Option<(Instant, String)>>,
+}
+
+impl Server {
+    /// Serves a client beside the others. Whoever dawdles is cut off.
+    async fn take<S: AsyncRead + AsyncWrite + Unpin + 'static>(self: &Rc<Self>, stream: std::io::Result<S>) {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(e) => {
+                // Out of descriptors, as a rule: the next may succeed, when some client has gone.
+                eprintln!("cleat: accept a client of the figures: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                return;
+            }
+        };
+        if self.clients.get() >= MAX_CLIENTS {
+            return;
+        }
+        self.clients.set(self.clients.get() + 1);
+        let server = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            if let Ok(Err(e)) = tokio::time::timeout(PATIENCE, server.serve(stream)).await {
+                eprintln!("cleat: a client of the figures: {e}");
+            }
+            server.clients.set(server.clients.get() - 1);
+        });
+    }
+
+    async fn serve(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
         let mut head = Vec::new();
         while !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") && head.len() < MAX_HEAD {
             if stream.read_buf(&mut head).await? == 0 {
@@ -52,8 +94,9 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
         }
         let head = String::from_utf8_lossy(&head);
         let path = head.strip_prefix("GET ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
-        let (status, body) = match path {
-            "/metrics" => ("200 OK", page().await),
+        let (status, body) = match (path, node::check_sight()) {
+            ("/metrics", Ok(())) => ("200 OK", self.page().await),
+            ("/metrics", Err(e)) => ("503 Service Unavailable", format!("{e:#}\n")),
             _ => ("404 Not Found", "the figures are at /metrics\n".to_owned()),
         };
         let answer = format!(
@@ -62,9 +105,18 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
         );
         stream.write_all(answer.as_bytes()).await?;
         stream.shutdown().await
-    };
-    if let Ok(Err(e)) = tokio::time::timeout(PATIENCE, exchange).await {
-        eprintln!("cleat: a client of the figures: {e}");
+    }
+
+    async fn page(&self) -> String {
+        let mut kept = self.page.lock().await;
+        match &*kept {
+            Some((at, text)) if at.elapsed() < FRESH => text.clone(),
+            _ => {
+                let text = page().await;
+                *kept = Some((Instant::now(), text.clone()));
+                text
+            }
+        }
     }
 }
 
@@ -154,7 +206,7 @@ fn render(shims: &[Shim]) -> String {
     family(
         "cleat_shim_private_memory_bytes",
         "gauge",
-        "Memory of the shim that it shares with nobody.",
+        "What the shim costs: its anonymous memory, without the program's file.",
         &|family| {
             per_shim(family, &|shim| number(shim.memory_kib.private * 1024));
         },

@@ -9,6 +9,7 @@ use anyhow::Result;
 use std::process::ExitCode;
 
 pub(super) async fn run(command: Ps) -> Result<ExitCode> {
+    node::check_sight()?;
     let shims = node::shims().await;
     match command.output {
         Format::Json => output::print_json(&shims)?,

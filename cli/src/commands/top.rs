@@ -24,6 +24,7 @@ use std::{
 const SHORTEST: f64 = 0.1;
 
 pub(super) async fn run(command: Top) -> Result<ExitCode> {
+    node::check_sight()?;
     if !command.interval.is_finite() || command.interval < SHORTEST {
         bail!("--interval {}: at least {SHORTEST} s", command.interval);
     }
