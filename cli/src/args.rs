@@ -27,7 +27,8 @@ pub(crate) enum Command {
   cleat ps --containers        a line for each container
   cleat ps -o json | jq '.[] | select(.containerd == false) | .pid'
 
-CONTAINERD says whether a containerd (or another client) holds a connection to the shim. PSS and PRIVATE are the shim's own memory.")]
+CONTAINERD says whether a containerd (or another client) holds a connection to the shim. PRIVATE is what the shim costs: its anonymous memory, which nothing else
+has. PSS adds its part of the program's file, which all shims share. On a terminal that is too narrow columns are left out; -w shows all.")]
     Ps(Ps),
     /// Show one shim in full: processes, I/O, events, open calls, last errors
     #[command(after_help = "Examples:
@@ -39,12 +40,15 @@ CONTAINERD says whether a containerd (or another client) holds a connection to t
 What a Go shim does about events, I/O and calls it tells nobody; only cleat's shims show it.")]
     Inspect(Inspect),
     /// Watch containers and shims: CPU, memory, I/O
-    #[command(after_help = "Keys: c CPU, m memory, i I/O, s shim memory, p pid; q quits.
+    #[command(
+        after_help = "Keys: c CPU, m memory, i I/O, s shim memory, p pid, each again: the other way round; arrows, page up and down, home and end scroll;
+/ filters by any text of a line (enter ends it, escape takes it back); q quits.
 
 Examples:
   cleat top
   cleat top --sort memory
-  cleat top --batch --count 3 --interval 1 > top.txt")]
+  cleat top --batch --count 3 --interval 1 > top.txt"
+    )]
     Top(Top),
     /// Show what shims publish to containerd
     #[command(
@@ -56,11 +60,14 @@ Examples:
     )]
     Events(Events),
     /// Check whether this node is fit for cleat, and whether anything was left behind
-    #[command(after_help = "Exit status: 0 all is well, 1 there are warnings, 2 something is broken.
+    #[command(
+        after_help = "Exit status: 0 all is well (an `ok` line may still have advice), 1 there are warnings or something could not be looked at, 2 something is broken: no pod can
+start, or none on cleat. containerd is asked over its own API, each shim over its socket, each with a deadline: the whole takes at most half a minute.
 
 Examples:
   cleat doctor
-  cleat doctor -o json | jq '.[] | select(.state != \"ok\")'")]
+  cleat doctor -o json | jq '.[] | select(.state != \"ok\")'"
+    )]
     Doctor(Doctor),
     /// Remove what is provably orphaned
     #[command(after_help = "What is removed, and by which proof:
@@ -136,6 +143,9 @@ pub(crate) struct Ps {
     /// A line for each container
     #[arg(short, long)]
     pub(crate) containers: bool,
+    /// All columns, however narrow the terminal
+    #[arg(short, long)]
+    pub(crate) wide: bool,
     /// table or json
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) output: Format,
@@ -176,6 +186,9 @@ pub(crate) struct Top {
     /// Print one table after the other, without a terminal
     #[arg(short, long)]
     pub(crate) batch: bool,
+    /// Only lines with this text
+    #[arg(short, long, default_value = "")]
+    pub(crate) filter: String,
     /// End after so many tables; 0: never
     #[arg(short = 'n', long, default_value_t = 0)]
     pub(crate) count: u64,
@@ -323,6 +336,8 @@ pub(crate) enum Generated {
         /// Which one
         shell: clap_complete::Shell,
     },
+    /// What `cleat inspect` may be asked for: pods, containers, pids of shims
+    Ids,
     /// Man pages, into a directory
     Man {
         /// The directory

@@ -6,6 +6,7 @@ mod args;
 mod client;
 mod commands;
 mod config;
+mod grpc;
 mod install;
 mod node;
 mod orphans;

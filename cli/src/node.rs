@@ -117,9 +117,12 @@ pub(crate) fn check_sight() -> Result<()> {
         bail!("not root: shims belong to root and show themselves to nobody else; run it with sudo");
     }
     if ["1", KTHREADD].into_iter().all(|pid| mount_namespace(pid).is_none()) {
-        bail!("the node's processes cannot be seen (CAP_SYS_PTRACE is missing, or /proc hides them); nothing can be said of its shims");
+        bail!(
+            "the node's processes cannot be seen (CAP_SYS_PTRACE is missing, or /proc hides them); nothing can be said of its shims"
+        );
     }
-    fs::metadata("/proc/1/net/unix").context("the node's sockets cannot be seen; nothing can be said of its shims")?;
+    fs::metadata("/proc/1/net/unix")
+        .context("the node's sockets cannot be seen; nothing can be said of its shims")?;
     Ok(())
 }
 

@@ -14,10 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs,
-    os::{
-        fd::OwnedFd,
-        unix::fs::FileTypeExt,
-    },
+    os::{fd::OwnedFd, unix::fs::FileTypeExt},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -60,15 +57,17 @@ pub(crate) fn find(places: &Places, shims: &[Shim]) -> Vec<Orphan> {
         .extend(shims.iter().filter(|shim| shim.bundle.starts_with(&places.state)).filter_map(orphaned_shim));
     found.extend(states(places, shims));
     found.extend(mounts(places, shims));
-    found.extend(run_place::left(shims).into_iter().filter(|left| !left.lives).map(|left| Orphan::Run { id: left.id }));
+    found.extend(
+        run_place::left(shims).into_iter().filter(|left| !left.lives).map(|left| Orphan::Run { id: left.id }),
+    );
     found
 }
 
 /// What `--state` names is there: an empty answer would be taken for "nothing is orphaned".
 pub(crate) fn check_places(places: &Places) -> Result<()> {
-    fs::read_dir(&places.state)
-        .map(drop)
-        .with_context(|| format!("containerd's state directory {} (--state names another)", places.state.display()))
+    fs::read_dir(&places.state).map(drop).with_context(|| {
+        format!("containerd's state directory {} (--state names another)", places.state.display())
+    })
 }
 
 fn sockets(places: &Places) -> Vec<Orphan> {
@@ -81,9 +80,7 @@ fn sockets(places: &Places) -> Vec<Orphan> {
 
 fn is_dead_socket(path: &Path) -> bool {
     let Ok(about) = fs::symlink_metadata(path) else { return false };
-    about.file_type().is_socket()
-        && is_old(&about)
-        && !cleat::start::is_alive(path)
+    about.file_type().is_socket() && is_old(&about) && !cleat::start::is_alive(path)
 }
 
 /// The lock that `start` takes before it looks at a socket, removes a dead one and binds its own; freed when the descriptor closes.
@@ -176,13 +173,18 @@ fn is_known(id: &str, shims: &[Shim]) -> bool {
 fn mounts(places: &Places, shims: &[Shim]) -> Vec<Orphan> {
     let tasks = places.state.join("io.containerd.runtime.v2.task");
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mounts = text.lines().filter_map(MountLine::read).filter(|mount| is_dead_mount(&mount.point, &tasks, shims));
+    let mounts =
+        text.lines().filter_map(MountLine::read).filter(|mount| is_dead_mount(&mount.point, &tasks, shims));
     let mounts: Vec<MountLine> = mounts.collect();
     if mounts.is_empty() {
         return Vec::new();
     }
     let roots = roots();
-    mounts.into_iter().filter(|mount| !roots.contains(&mount.what)).map(|mount| Orphan::Mount { path: mount.point }).collect()
+    mounts
+        .into_iter()
+        .filter(|mount| !roots.contains(&mount.what))
+        .map(|mount| Orphan::Mount { path: mount.point })
+        .collect()
 }
 
 /// A line of mountinfo (proc_pid_mountinfo(5)).
@@ -209,7 +211,13 @@ fn roots() -> Vec<(String, String)> {
     for pid in pids {
         // A namespace may have processes with several roots, so each process is looked at; the node's own need not be: a mount below is no root of theirs.
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/mountinfo")) else { continue };
-        found.extend(text.lines().filter_map(MountLine::read).filter(|mount| mount.point == Path::new("/")).map(|mount| mount.what).filter(|what| seen.insert(what.clone())));
+        found.extend(
+            text.lines()
+                .filter_map(MountLine::read)
+                .filter(|mount| mount.point == Path::new("/"))
+                .map(|mount| mount.what)
+                .filter(|what| seen.insert(what.clone())),
+        );
     }
     found
 }
@@ -266,7 +274,8 @@ impl Orphan {
             }
             Self::Mount { path } => {
                 let again = mounts(places, &node::shims().await);
-                if !again.iter().any(|orphan| matches!(orphan, Self::Mount { path: again } if again == path)) {
+                if !again.iter().any(|orphan| matches!(orphan, Self::Mount { path: again } if again == path))
+                {
                     bail!("somebody has it now");
                 }
                 // Not detached: one that is in use says so. In a process of its own: a dead server's hangs.

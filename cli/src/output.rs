@@ -16,19 +16,68 @@ impl Table {
         self.rows.push(cells.into_iter().map(|cell| plain(&cell)).collect());
     }
 
-    pub(crate) fn lines(&self) -> Vec<String> {
+    fn widths(&self) -> Vec<usize> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        (0..columns).map(width).collect()
+    }
+
+    /// Makes it as narrow as a screen: the columns named go, one after the other, until it fits; then the widest is cut.
+    pub(crate) fn fit(mut self, screen: usize, less_wanted: &[&str]) -> Self {
+        const GAP: usize = 2;
+        /// Narrower than this nothing can be read.
+        const NARROWEST: usize = 6;
+        let whole = |widths: &[usize]| widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
+        for name in less_wanted {
+            if whole(&self.widths()) <= screen {
+                return self;
+            }
+            if let Some(column) = self.rows[0].iter().position(|head| head == name) {
+                for row in self.rows.iter_mut().filter(|row| row.len() > column) {
+                    row.remove(column);
+                }
+            }
+        }
+        loop {
+            let widths = self.widths();
+            let excess = whole(&widths).saturating_sub(screen);
+            let Some((column, widest)) = widths.iter().copied().enumerate().max_by_key(|(_, width)| *width)
+            else {
+                return self;
+            };
+            if excess == 0 || widest <= NARROWEST {
+                return self;
+            }
+            let second = widths.iter().copied().filter(|width| *width < widest).max().unwrap_or(0);
+            let wanted = (widest - excess.min(widest)).max(second.min(widest - 1)).max(NARROWEST);
+            for cell in self.rows.iter_mut().filter_map(|row| row.get_mut(column)) {
+                if cell.chars().count() > wanted {
+                    *cell = cell.chars().take(wanted - 1).chain(['…']).collect();
+                }
+            }
+        }
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let widths = self.widths();
         let line = |row: &Vec<String>| {
             let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
         self.rows.iter().map(line).collect()
     }
+}
+
+/// Columns of the terminal on stdout; of anything else, as many as there are.
+pub(crate) fn screen() -> usize {
+    if !std::io::stdout().is_terminal() {
+        return usize::MAX;
+    }
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).map(|size| usize::from(size.ws_col));
+    size.ok().filter(|columns| *columns > 0).unwrap_or(80)
 }
 
 /// Writes lines; a broken pipe is the caller's to know.
@@ -99,6 +148,22 @@ mod tests {
             ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "10 MiB", "3.0 TiB"]
         );
         assert_eq!([5, 65, 3700, 90_000].map(age), ["5s", "1m5s", "1h1m", "1d1h"]);
+    }
+
+    #[test]
+    fn a_table_fits_the_screen() {
+        let mut table = Table::new(&["PID", "POD", "FDS", "AGE"]);
+        table.row([
+            "4711".into(),
+            "namespace/a-pod-with-quite-a-long-name".into(),
+            "12".into(),
+            "3d4h".into(),
+        ]);
+        let lines = table.fit(30, &["FDS", "PSS"]).lines();
+        assert_eq!(lines, ["PID   POD                 AGE", "4711  namespace/a-pod-w…  3d4h"]);
+        let mut table = Table::new(&["A", "B"]);
+        table.row(["x".into(), "y".into()]);
+        assert_eq!(table.fit(80, &["A"]).lines(), ["A  B", "x  y"]);
     }
 
     #[test]

@@ -2,12 +2,24 @@
 
 use crate::{client::Client, config, node::Shim, process::started};
 use anyhow::{Context, Result, bail};
-use cleat::protocol::{Empty, task as api};
+use cleat::{
+    log::rfc3339,
+    protocol::{
+        Empty,
+        events::{ForwardRequest, SERVICE},
+        task as api,
+    },
+    rpc::{self, Call, Handler, Load, Reply},
+};
+use prost::Message;
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
+    future::Future,
     path::{Path, PathBuf},
+    pin::Pin,
     process::Command,
+    rc::Rc,
     time::Duration,
 };
 
@@ -73,16 +85,29 @@ fn lives(id: &str, shims: &[Shim]) -> bool {
 /// Kills and removes a container that is left.
 pub(crate) async fn remove(id: &str) -> Result<()> {
     let directory = parent().join(id);
-    let owner = Owner::read(&directory).with_context(|| format!("no container {id} in {}", parent().display()))?;
+    let owner =
+        Owner::read(&directory).with_context(|| format!("no container {id} in {}", parent().display()))?;
     if owner.lives() {
         bail!("its `cleat run` lives (pid {}): end that", owner.pid);
     }
     let shims = crate::node::shims().await;
-    let socket = shims.iter().find(|shim| shim.namespace == NAMESPACE && shim.id == id).and_then(|shim| shim.socket.clone());
+    let socket = shims
+        .iter()
+        .find(|shim| shim.namespace == NAMESPACE && shim.id == id)
+        .and_then(|shim| shim.socket.clone());
+    // Its last events are taken, or it would wait for whoever takes them.
+    let events = serve_events(&directory, false)?;
     if let Some(socket) = socket {
         let mut client = Client::connect(&socket).await?;
         end(&mut client, id).await;
+        let gone = async {
+            while cleat::start::is_alive(&socket) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let _ = tokio::time::timeout(PATIENCE, gone).await;
     }
+    events.abort();
     let bundle = bundle(&directory);
     let mut command = Command::new(&owner.shim);
     command.args(["-namespace", NAMESPACE, "-id", id, "-address"]).arg(directory.join("c.sock"));
@@ -103,4 +128,33 @@ pub(crate) async fn end(client: &mut Client, id: &str) {
     let _: Result<api::DeleteResponse> = client.task("Delete", &request, Some(PATIENCE)).await;
     let shutdown = api::ShutdownRequest { id: id.to_owned(), now: false };
     let _: Result<Empty> = client.task("Shutdown", &shutdown, Some(PATIENCE)).await;
+}
+
+/// Takes the events of the shims of a directory, as containerd would.
+pub(crate) fn serve_events(directory: &Path, print: bool) -> Result<tokio::task::JoinHandle<()>> {
+    let path = directory.join("c.sock.ttrpc");
+    // A former life's.
+    let _ = fs::remove_file(&path);
+    let listener = tokio::net::UnixListener::bind(path)?;
+    Ok(tokio::task::spawn_local(rpc::serve(listener, Rc::new(EventSink { print }), Rc::new(Load::default()))))
+}
+
+struct EventSink {
+    print: bool,
+}
+
+impl Handler for EventSink {
+    fn handle(&self, call: Call) -> Pin<Box<dyn Future<Output = Reply>>> {
+        if call.service != SERVICE {
+            let status = rpc::Status::new(rpc::Code::Unimplemented, format!("service {}", call.service));
+            return Box::pin(async { Err(status) });
+        }
+        if self.print
+            && let Some(envelope) =
+                ForwardRequest::decode(call.payload.as_slice()).ok().and_then(|request| request.envelope)
+        {
+            eprint!("{} {}\r\n", envelope.timestamp.map(rfc3339).unwrap_or_default(), envelope.topic);
+        }
+        Box::pin(async { Ok(Vec::new()) })
+    }
 }

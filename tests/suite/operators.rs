@@ -1,14 +1,17 @@
 //! `cleat`, the command for operators, on shims that live.
 
+mod doctor;
+mod gc;
 mod install;
+mod metrics;
+mod run;
 
-use crate::support::{self, Place, Rig, Terminal, alive, cli_binary, kill, read_all, shim_binary, until};
+use crate::support::{self, Place, Rig, Terminal, cli_binary, kill, read_all, shim_binary, until};
 use cleat::protocol::{Empty, task as api};
 use serde_json::Value;
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    os::unix::net::{UnixListener, UnixStream},
-    path::{Path, PathBuf},
+    io::{BufRead, BufReader},
+    path::Path,
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
@@ -20,7 +23,7 @@ fn cleat(words: &[&str]) -> Command {
     command
 }
 
-fn run(words: &[&str]) -> Output {
+fn output(words: &[&str]) -> Output {
     cleat(words).output().unwrap()
 }
 
@@ -33,7 +36,7 @@ fn stderr(output: &Output) -> String {
 }
 
 fn succeeds(words: &[&str]) -> String {
-    let output = run(words);
+    let output = output(words);
     assert!(output.status.success(), "{words:?}: {}", stderr(&output));
     stdout(&output)
 }
@@ -165,7 +168,7 @@ fn inspect_tells_what_a_shim_is_doing() {
     until("the trouble is shown", || succeeds(&["inspect", &shim]).contains("waiting for containerd"));
     rig.start_containerd();
     rig.remove("inspected");
-    let refused = run(&["inspect", "no-such-thing"]);
+    let refused = output(&["inspect", "no-such-thing"]);
     assert!(!refused.status.success() && stderr(&refused).contains("cleat ps -c"), "{}", stderr(&refused));
 }
 
@@ -273,7 +276,7 @@ fn top_shows_what_is_used() {
         rows.iter().rfind(|row| row.first() == Some(&name)).unwrap()[2].parse().unwrap()
     };
     assert!(cpu("busy") > 5.0 && cpu("idle") < 5.0, "{text}");
-    let refused = run(&["top", "--interval", "0"]);
+    let refused = output(&["top", "--interval", "0"]);
     assert!(stderr(&refused).contains("at least 0.1"), "{}", stderr(&refused));
     // On a terminal: q ends it, and the screen is as before.
     let mut screen = Terminal::sized(cleat(&["top", "--interval", "0.3"]), 150, 40);
@@ -285,269 +288,9 @@ fn top_shows_what_is_used() {
     rig.remove("idle");
 }
 
-#[test]
-fn metrics_are_prometheus_text_and_served_over_a_socket() {
-    let rig = Rig::new();
-    rig.run("a", &["sleep", "1000"]);
-    let pid = rig.shim().to_string();
-    let text = succeeds(&["metrics"]);
-    let mut families = Vec::new();
-    for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("# HELP ") {
-            families.push(rest.split(' ').next().unwrap());
-        } else if !line.starts_with('#') {
-            let (name, value) = line.rsplit_once(' ').unwrap();
-            assert!(value.parse::<f64>().is_ok(), "{line}");
-            assert_eq!(name.split('{').next(), families.last().copied(), "{line}");
-        }
-    }
-    assert!(families.len() > 15 && families.iter().all(|name| name.starts_with("cleat_")), "{families:?}");
-    assert!(text.contains(&format!("cleat_shim_containers{{pid=\"{pid}\",status=\"running\"}} 1")), "{text}");
-    let socket = rig.dir.join("metrics.sock");
-    // A dead one from a former life is in the way.
-    drop(UnixListener::bind(&socket).unwrap());
-    let _server = Follower::new(&["metrics", "--listen", &format!("unix:{}", socket.display())]);
-    let get = |path: &str| {
-        let mut stream = UnixStream::connect(&socket).ok()?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").as_bytes()).ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        Some(text)
-    };
-    until("it serves", || get("/metrics").is_some());
-    let answer = get("/metrics").unwrap();
-    assert!(
-        answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(&format!("pid=\"{pid}\"")),
-        "{answer}"
-    );
-    assert!(get("/").unwrap().starts_with("HTTP/1.1 404"));
-    rig.remove("a");
-}
-
 /// Makes a file look as if it had been there for long.
 fn age(path: &Path) {
     assert!(Command::new("touch").args(["-h", "-d", "1 hour ago"]).arg(path).status().unwrap().success());
-}
-
-#[test]
-fn gc_removes_what_is_orphaned_and_nothing_else() {
-    let rig = Rig::new();
-    rig.run("a", &["sleep", "1000"]);
-    let (state, sockets) = (rig.dir.join("state"), rig.dir.join("s"));
-    std::fs::create_dir(&sockets).unwrap();
-    let flags = ["--state", state.to_str().unwrap(), "--sockets", sockets.to_str().unwrap()];
-    let gc = |more: &[&str]| succeeds(&[&["gc"], &flags[..], more].concat());
-    assert_eq!(gc(&[]), "nothing is orphaned\n");
-    // Sockets: dead and old, dead and young, alive and old.
-    let socket = |name: &str| sockets.join(name);
-    drop(UnixListener::bind(socket("dead")).unwrap());
-    drop(UnixListener::bind(socket("young")).unwrap());
-    let _alive = UnixListener::bind(socket("alive")).unwrap();
-    age(&socket("dead"));
-    age(&socket("alive"));
-    // A rootfs whose bundle is gone, and one whose is not.
-    let bundle = rig.bundle("ghost");
-    std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
-    assert!(
-        Command::new("mount")
-            .args(["-t", "tmpfs", "cleat-test"])
-            .arg(bundle.join("rootfs"))
-            .status()
-            .unwrap()
-            .success()
-    );
-    // runc's state of a container that has ended, and of one that has not.
-    let states = state.join("runc/ns");
-    let config = |id: &str| {
-        let bundle = rig.dir.join(format!("b-{id}"));
-        std::fs::create_dir_all(bundle.join("rootfs/bin")).unwrap();
-        std::fs::copy("/bin/busybox", bundle.join("rootfs/bin/busybox")).unwrap();
-        assert!(Command::new("runc").args(["spec", "-b"]).arg(&bundle).status().unwrap().success());
-        let path = bundle.join("config.json");
-        let mut spec: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        spec["process"]["terminal"] = false.into();
-        spec["process"]["args"] = serde_json::json!(["/bin/busybox", "sleep", "1000"]);
-        spec["linux"]["cgroupsPath"] = format!("/{}/{id}", rig.namespace).into();
-        std::fs::write(&path, spec.to_string()).unwrap();
-        let mut command = Command::new("runc");
-        command.arg("--root").arg(&states).args(["run", "-d", "-b"]).arg(&bundle).arg(id);
-        assert!(
-            command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status()
-                .unwrap()
-                .success()
-        );
-        let text = std::fs::read(states.join(id).join("state.json")).unwrap();
-        let pid = serde_json::from_slice::<Value>(&text).unwrap()["init_process_pid"].as_u64().unwrap();
-        age(&states.join(id).join("state.json"));
-        std::fs::remove_dir_all(&bundle).unwrap();
-        u32::try_from(pid).unwrap()
-    };
-    let (dead, living) = (config("dead"), config("living"));
-    kill(dead, libc::SIGKILL);
-    until("it has ended", || !alive(dead));
-    let dry = gc(&["--dry-run"]);
-    let wanted = ["/s/dead: nobody listens", "state of dead in", "ghost/rootfs: its bundle is gone"];
-    assert!(wanted.iter().all(|text| dry.contains(text)) && dry.lines().count() == 3, "{dry}");
-    assert!(socket("dead").exists());
-    let done = gc(&[]);
-    assert!(done.lines().count() == 3 && done.lines().all(|line| line.starts_with("removed ")), "{done}");
-    assert_eq!(gc(&[]), "nothing is orphaned\n");
-    assert!(!socket("dead").exists() && socket("young").exists() && socket("alive").exists());
-    assert!(!states.join("dead").exists() && states.join("living").exists() && alive(living));
-    assert!(!read_all("/proc/self/mountinfo").contains("ghost/rootfs"));
-    assert_eq!(rig.status("a").as_deref(), Some("RUNNING"));
-    assert!(
-        Command::new("runc")
-            .arg("--root")
-            .arg(&states)
-            .args(["delete", "--force", "living"])
-            .status()
-            .unwrap()
-            .success()
-    );
-    std::fs::remove_dir_all(rig.bundle("ghost")).unwrap();
-    rig.remove("a");
-}
-
-#[test]
-fn gc_asks_an_orphaned_shim_to_end() {
-    let place = Place::new("orphan");
-    place.bundle("a", "{}");
-    let mut start = place.command("a", "start");
-    start.env("CLEAT_UNNEEDED_SECONDS", "0");
-    assert!(support::feed(start, b"").status.success());
-    let shim = place.daemons()[0];
-    let state = place.dir.to_str().unwrap().to_owned();
-    let gc = || succeeds(&["gc", "--state", &state, "--sockets", &state]);
-    std::fs::remove_dir_all(place.dir.join("a")).unwrap();
-    assert_eq!(gc(), "nothing is orphaned\n", "it is young");
-    std::thread::sleep(Duration::from_secs(62));
-    let done = gc();
-    assert!(done.starts_with(&format!("removed shim {shim} (a)")), "{done}");
-    assert!(!alive(shim));
-}
-
-#[test]
-fn doctor_names_what_is_wrong_and_what_to_do() {
-    let mut rig = Rig::new();
-    rig.run("a", &["sleep", "1000"]);
-    let (config, address) = (rig.dir.join("config.toml"), rig.dir.join("c.sock"));
-    let (state, sockets) = (rig.dir.join("state"), rig.dir.join("s"));
-    let flags = [
-        "doctor",
-        "-o",
-        "json",
-        "--config",
-        config.to_str().unwrap(),
-        "--address",
-        address.to_str().unwrap(),
-        "--state",
-        state.to_str().unwrap(),
-        "--sockets",
-        sockets.to_str().unwrap(),
-    ];
-    let check = |what: &str| {
-        let output = run(&flags);
-        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let worst = if stdout(&output).contains("\"broken\"") {
-            2
-        } else {
-            i32::from(stdout(&output).contains("\"warning\""))
-        };
-        assert_eq!(output.status.code(), Some(worst), "{all}");
-        all.as_array().unwrap().iter().find(|check| check["what"] == what).cloned().unwrap_or_default()
-    };
-    for what in ["user", "kernel", "pidfd", "cgroups", "shim", "runc", "containerd", "socket", "orphans"] {
-        assert_eq!(check(what)["state"], "ok", "{what}: {}", check(what));
-    }
-    assert!(check("handler")["remedy"].as_str().unwrap().contains("cleat install"));
-    std::fs::create_dir(&sockets).unwrap();
-    drop(UnixListener::bind(sockets.join("dead")).unwrap());
-    age(&sockets.join("dead"));
-    assert!(check("orphans")["remedy"].as_str().unwrap().contains("cleat gc"));
-    rig.end_containerd(libc::SIGTERM);
-    assert_eq!(check("socket")["state"], "warning");
-    until("shims are alone", || check("connection")["state"] == "warning");
-    let kept = std::fs::read(&config).unwrap();
-    std::fs::write(&config, "version = ").unwrap();
-    assert_eq!(check("handler")["state"], "broken");
-    std::fs::write(&config, kept).unwrap();
-    rig.start_containerd();
-    rig.remove("a");
-}
-
-fn bundle(place: &Place, arguments: &[&str], terminal: bool) -> PathBuf {
-    let bundle = place.dir.join("own-bundle");
-    let bin = bundle.join("rootfs/bin");
-    std::fs::create_dir_all(&bin).unwrap();
-    std::fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
-    for applet in ["sh", "cat", "echo", "sleep", "stty", "seq"] {
-        let _ = std::os::unix::fs::symlink("busybox", bin.join(applet));
-    }
-    let path = bundle.join("config.json");
-    let _ = std::fs::remove_file(&path);
-    assert!(Command::new("runc").args(["spec", "-b"]).arg(&bundle).status().unwrap().success());
-    let mut spec: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    spec["process"]["terminal"] = terminal.into();
-    spec["process"]["args"] = serde_json::json!(arguments);
-    std::fs::write(&path, spec.to_string()).unwrap();
-    bundle
-}
-
-fn run_bundle(place: &Place, id: &str, more: &[&str], bundle: &Path, arguments: &[&str]) -> Command {
-    let id = format!("{}-{id}", place.dir.file_name().unwrap().to_str().unwrap());
-    let bundle = bundle.to_str().unwrap();
-    cleat(&[&["run", "--id", &id], more, &[bundle], arguments].concat())
-}
-
-#[test]
-fn run_gives_a_bundle_its_streams_and_its_exit_status() {
-    let place = Place::new("run");
-    let bundle = bundle(&place, &["sh", "-c", "cat; echo err >&2; exit 7"], false);
-    let files = || std::fs::read_dir(&bundle).unwrap().count();
-    let before = files();
-    let mut command = run_bundle(&place, "streams", &["--events"], &bundle, &[]);
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"hello").unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(7), "hello"), "{}", stderr(&output));
-    let told = ["err\n", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"];
-    assert!(told.iter().all(|text| stderr(&output).contains(text)), "{}", stderr(&output));
-    // Much, to the last byte; other arguments than config.json's.
-    let output = run_bundle(&place, "much", &[], &bundle, &["seq", "200000"]).output().unwrap();
-    assert_eq!(stdout(&output).lines().count(), 200_000);
-    let output = run_bundle(&place, "none", &[], &bundle, &["/nope"]).output().unwrap();
-    assert!(output.status.code() == Some(1) && stderr(&output).contains("/nope"), "{}", stderr(&output));
-    let mut child = run_bundle(
-        &place,
-        "signal",
-        &[],
-        &bundle,
-        &["sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done"],
-    )
-    .stdout(Stdio::piped())
-    .spawn()
-    .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    kill(child.id(), libc::SIGTERM);
-    assert_eq!(child.wait().unwrap().code(), Some(5));
-    assert_eq!(files(), before, "the bundle is as it was");
-}
-
-#[test]
-fn run_has_a_terminal() {
-    let place = Place::new("tty");
-    let bundle = bundle(&place, &["sh", "-c", "stty size; exit 4"], true);
-    let (text, status) = Terminal::sized(run_bundle(&place, "tty", &[], &bundle, &[]), 99, 33).end();
-    assert_eq!((status.code(), text.contains("33 99")), (Some(4), true), "{text}");
-    let refused = run_bundle(&place, "none", &[], &bundle, &[]).output().unwrap();
-    assert!(stderr(&refused).contains("--no-tty"), "{}", stderr(&refused));
 }
 
 #[test]

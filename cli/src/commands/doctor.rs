@@ -1,15 +1,18 @@
 //! `cleat doctor`.
 
+mod daemon;
+mod shims;
+
 use crate::{
-    args::{Doctor, Format, Places},
-    config, node, orphans,
+    args::{Doctor, Format},
+    config, node,
     output::{self, Table},
 };
 use anyhow::Result;
 use serde::Serialize;
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, ExitCode},
 };
@@ -20,6 +23,8 @@ const SHIM: &str = "containerd-shim-cleat-v2";
 #[serde(rename_all = "lowercase")]
 enum State {
     Ok,
+    /// It could not be looked at.
+    Unknown,
     Warning,
     Broken,
 }
@@ -37,6 +42,15 @@ fn ok(what: &'static str, found: impl Into<String>) -> Check {
     Check { what, state: State::Ok, found: found.into(), remedy: None }
 }
 
+/// All is well, and could be better.
+fn advice(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
+    Check { what, state: State::Ok, found: found.into(), remedy: Some(remedy.into()) }
+}
+
+fn unknown(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
+    Check { what, state: State::Unknown, found: found.into(), remedy: Some(remedy.into()) }
+}
+
 fn warning(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
     Check { what, state: State::Warning, found: found.into(), remedy: Some(remedy.into()) }
 }
@@ -47,10 +61,18 @@ fn broken(what: &'static str, found: impl Into<String>, remedy: impl Into<String
 
 pub(super) async fn run(command: Doctor) -> Result<ExitCode> {
     let places = &command.places;
-    let mut checks = vec![root(), kernel(), pidfd(), cgroups(), pipes(), shim()];
+    let daemon = daemon::Daemon::ask(places).await;
+    let mut checks =
+        vec![root(), kernel(), pidfd(), cgroups(), pipes(), inotify(), shim(daemon.path.as_deref())];
     checks.extend(runtimes());
-    checks.extend(containerd(places));
-    checks.extend(shims(places).await);
+    checks.extend(daemon.checks(places));
+    match node::check_sight() {
+        Ok(()) => checks.extend(shims::checks(places).await),
+        Err(e) => checks.extend(
+            ["shims", "containers", "orphans"]
+                .map(|what| unknown(what, format!("{e:#}"), "nothing is said of these")),
+        ),
+    }
     let worst = checks.iter().map(|check| check.state).max().unwrap_or(State::Ok);
     match command.output {
         Format::Json => output::print_json(&checks)?,
@@ -58,7 +80,7 @@ pub(super) async fn run(command: Doctor) -> Result<ExitCode> {
     }
     Ok(ExitCode::from(match worst {
         State::Ok => 0,
-        State::Warning => 1,
+        State::Unknown | State::Warning => 1,
         State::Broken => 2,
     }))
 }
@@ -68,6 +90,7 @@ fn print(checks: &[Check]) -> Result<()> {
     for check in checks {
         let state = match check.state {
             State::Ok => "ok",
+            State::Unknown => "unknown",
             State::Warning => "warning",
             State::Broken => "broken",
         };
@@ -78,7 +101,7 @@ fn print(checks: &[Check]) -> Result<()> {
     for (row, check) in rows[1..].iter().zip(checks) {
         let colour = match check.state {
             State::Ok => 32,
-            State::Warning => 33,
+            State::Unknown | State::Warning => 33,
             State::Broken => 31,
         };
         let (state, rest) = row.split_at(row.find(' ').unwrap_or(0));
@@ -130,6 +153,12 @@ fn cgroups() -> Check {
             .filter(|name| !controllers.split_whitespace().any(|c| c == *name))
             .collect();
         return match missing.is_empty() {
+            true if !has_favordynmods() => advice(
+                "cgroups",
+                "version 2 without favordynmods",
+                "each move into a cgroup, so each container and exec, waits some 10 ms for the kernel: mount -o remount,favordynmods /sys/fs/cgroup (Linux 6.0; \
+                 see docs/performance.md)",
+            ),
             true => ok("cgroups", "version 2"),
             false => warning(
                 "cgroups",
@@ -142,6 +171,55 @@ fn cgroups() -> Check {
         true => ok("cgroups", if root.join("unified").exists() { "version 1 (hybrid)" } else { "version 1" }),
         false => {
             broken("cgroups", "no memory controller below /sys/fs/cgroup", "mount the cgroup file system")
+        }
+    }
+}
+
+fn has_favordynmods() -> bool {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    text.lines().any(|line| line.contains(" - cgroup2 ") && line.contains("favordynmods"))
+}
+
+/// Instances of inotify that root has left: kubelet, systemd and containerd fail without.
+fn inotify() -> Check {
+    const FEW: usize = 16;
+    let most = fs::read_to_string("/proc/sys/fs/inotify/max_user_instances").unwrap_or_default();
+    let Ok(most) = most.trim().parse::<usize>() else { return ok("inotify", "not in this kernel") };
+    if !rustix::process::geteuid().is_root() {
+        return unknown("inotify", "root's descriptors cannot be seen", "run it with sudo");
+    }
+    let mut used = 0;
+    let mut by: Vec<(usize, String)> = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if entry.metadata().map_or(1, |about| std::os::unix::fs::MetadataExt::uid(&about)) != 0 {
+            continue;
+        }
+        let links = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let count = links
+            .filter(|link| {
+                fs::read_link(link.path()).is_ok_and(|target| target.as_os_str() == "anon_inode:inotify")
+            })
+            .count();
+        used += count;
+        if count > 0 {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            by.push((count, format!("{} ({pid})", name.trim())));
+        }
+    }
+    by.sort_by(|a, b| b.cmp(a));
+    match most.saturating_sub(used) {
+        FEW.. => ok("inotify", format!("{used} of root's {most} instances in use")),
+        left => {
+            let who: Vec<String> =
+                by.iter().take(3).map(|(count, name)| format!("{name} has {count}")).collect();
+            warning(
+                "inotify",
+                format!("{left} of root's {most} instances left: {}", who.join(", ")),
+                "kubelet, systemd and containerd need some: sysctl fs.inotify.max_user_instances=8192",
+            )
         }
     }
 }
@@ -165,42 +243,62 @@ fn pipes() -> Check {
     }
 }
 
-fn shim() -> Check {
-    let Some(path) = config::find_program(Path::new(SHIM)) else {
-        return broken(
-            "shim",
-            format!("{SHIM} is not in PATH"),
-            "install the package, or copy the binary into /usr/local/bin",
-        );
+/// The program, found and run as containerd would. `path`: containerd's PATH, if that is known.
+fn shim(path: Option<&std::ffi::OsStr>) -> Check {
+    let name = Path::new(SHIM);
+    let found = match path {
+        Some(path) => config::find_program_in(name, path),
+        None => config::find_program(name),
     };
-    let found = match Command::new(&path).arg("-v").output() {
-        Ok(output) => String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("Version:").map(|version| version.trim().to_owned()))
-            .unwrap_or_default(),
+    let Some(found) = found else {
+        return match path.and(config::find_program(name)) {
+            Some(elsewhere) => broken(
+                "shim",
+                format!("{} is not in containerd's PATH", elsewhere.display()),
+                "put it into /usr/local/bin or /usr/bin, or add its directory to the PATH of containerd's service",
+            ),
+            None => broken(
+                "shim",
+                format!("{SHIM} is not in {}PATH", if path.is_some() { "containerd's " } else { "" }),
+                "install the package, or copy the binary into /usr/local/bin",
+            ),
+        };
+    };
+    let version = match config::output(Command::new(&found).arg("-v")) {
+        Ok((status, stdout, _)) if status.success() => {
+            let line = stdout
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("Version:").map(|text| text.trim().to_owned()));
+            line.filter(|version| !version.is_empty()).ok_or_else(|| "-v tells no version".to_owned())
+        }
+        Ok((status, _, stderr)) => Err(format!("-v ends with {status}: {}", stderr.trim())),
+        Err(e) => Err(format!("{e:#}")),
+    };
+    let version = match version {
+        Ok(version) => version,
         Err(e) => {
             return broken(
                 "shim",
-                format!("{}: {e}", path.display()),
-                "the binary does not run on this machine",
+                format!("{}: {e}", found.display()),
+                "the program does not run on this machine: install it again",
             );
         }
     };
-    let mode = fs::metadata(&path).map_or(0, |about| about.permissions().mode());
+    let mode = fs::metadata(&found).map_or(0, |about| about.permissions().mode());
     match mode & 0o022 {
-        0 => ok("shim", format!("{} {found}", path.display())),
+        0 => ok("shim", format!("{} {version}", found.display())),
         _ => warning(
             "shim",
-            format!("{} may be written by others than root", path.display()),
-            format!("chmod go-w {}", path.display()),
+            format!("{} may be written by others than root", found.display()),
+            format!("chmod go-w {}", found.display()),
         ),
     }
 }
 
 fn runtimes() -> Vec<Check> {
     let version = |name: &str| {
-        let output = Command::new(config::find_program(Path::new(name))?).arg("--version").output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (_, text, _) =
+            config::output(Command::new(config::find_program(Path::new(name))?).arg("--version")).ok()?;
         let first = text.lines().next()?;
         Some(first.rsplit(' ').next()?.to_owned())
     };
@@ -225,101 +323,5 @@ fn runtimes() -> Vec<Check> {
         }
     }
     checks.extend(version("crun").map(|text| ok("crun", text)));
-    checks
-}
-
-fn containerd(places: &Places) -> Vec<Check> {
-    let program = Path::new("containerd");
-    let Ok((version, text)) = config::version(program) else {
-        return vec![warning(
-            "containerd",
-            "not in PATH",
-            "cleat is of use to containerd, or to `cleat run`",
-        )];
-    };
-    let mut checks = vec![match version {
-        (1, 6..) | (2, 0..=3) => ok("containerd", text),
-        (1, _) | (0, _) => broken("containerd", text, "1.6 or newer is needed"),
-        _ => warning("containerd", text, "newer than any that cleat was tested with (1.6 to 2.3)"),
-    }];
-    checks.push(match UnixStream::connect(&places.address) {
-        Ok(_) => ok("socket", places.address.display().to_string()),
-        Err(e) => warning(
-            "socket",
-            format!("{}: {e}", places.address.display()),
-            "is containerd running? systemctl status containerd",
-        ),
-    });
-    if !places.config.exists() {
-        checks.push(warning(
-            "handler",
-            format!("no {}", places.config.display()),
-            "for Kubernetes: cleat install --write; ctr and nerdctl need none",
-        ));
-        return checks;
-    }
-    checks.push(match config::dump(program, &places.config) {
-        Err(e) => broken("handler", format!("{e:#}"), "containerd would not start with this file"),
-        Ok(document) => {
-            let ours: Vec<String> = config::handlers(&document)
-                .into_iter()
-                .filter(|(_, shim)| shim.contains("cleat"))
-                .map(|(name, _)| name)
-                .collect();
-            match (config::missing_default(&document), ours.is_empty()) {
-                (Some(default), _) => broken(
-                    "handler",
-                    format!("none has the name of the default, {default}: containerd's CRI plugin does not start"),
-                    "containerd 1.6 forgets its own handler once the file names another one: cleat install --write names both",
-                ),
-                (None, true) => warning(
-                    "handler",
-                    "none uses cleat",
-                    "for Kubernetes: cleat install --write; ctr and nerdctl need none",
-                ),
-                (None, false) => ok("handler", ours.join(", ")),
-            }
-        }
-    });
-    checks
-}
-
-async fn shims(places: &Places) -> Vec<Check> {
-    let shims = node::shims().await;
-    let mut checks = Vec::new();
-    let silent: Vec<String> =
-        shims.iter().filter(|shim| shim.problem.is_some()).map(|shim| shim.pid.to_string()).collect();
-    checks.push(match silent.is_empty() {
-        true => ok("shims", format!("{}, all answer", shims.len())),
-        false => warning(
-            "shims",
-            format!("no answer from {}", silent.join(", ")),
-            "see `cleat inspect PID`; kill -USR1 PID writes a dump into containerd's log",
-        ),
-    });
-    let alone = shims
-        .iter()
-        .filter(|shim| !shim.containerd && shim.problem.is_none() && !shim.containers.is_empty())
-        .count();
-    if alone > 0 {
-        checks.push(warning(
-            "connection",
-            format!("{alone} shims with containers have no client"),
-            "containerd is down, or has lost them: start it; it adopts them",
-        ));
-    }
-    let found = orphans::find(places, &shims);
-    checks.push(match found.as_slice() {
-        [] => ok("orphans", "none"),
-        found => {
-            let list: Vec<String> = found.iter().take(5).map(ToString::to_string).collect();
-            let more = if found.len() > list.len() {
-                format!(" and {} more", found.len() - list.len())
-            } else {
-                String::new()
-            };
-            warning("orphans", format!("{}{more}", list.join("; ")), "cleat gc --dry-run, then cleat gc")
-        }
-    });
     checks
 }

@@ -17,14 +17,20 @@ use std::{cell::RefCell, collections::HashSet, path::PathBuf, process::ExitCode,
 
 /// How long a shim is asked to wait for an event.
 const WAIT: Duration = Duration::from_secs(20);
-/// Pause between two looks for new shims.
-const LOOK: Duration = Duration::from_millis(200);
+/// Where shims' sockets are made.
+const SOCKETS: &str = "/run/containerd/s";
+/// Between two looks for new shims where the kernel tells of new sockets, and where it does not.
+const SELDOM: Duration = Duration::from_secs(5);
+const OFTEN: Duration = Duration::from_secs(1);
+/// Shims that are born together are looked for once.
+const TOGETHER: Duration = Duration::from_millis(20);
 
 pub(super) async fn run(command: Events) -> Result<ExitCode> {
     node::check_sight()?;
     let format = command.output;
     let known: Rc<RefCell<HashSet<u32>>> = Rc::default();
     let mut others = HashSet::new();
+    let births = command.follow.then(Births::watch).flatten();
     let (sender, mut ended) = tokio::sync::mpsc::unbounded_channel::<Result<()>>();
     loop {
         for shim in node::shims().await {
@@ -63,9 +69,34 @@ pub(super) async fn run(command: Events) -> Result<ExitCode> {
         }
         tokio::select! {
             Some(result) = ended.recv() => result?,
-            () = tokio::time::sleep(LOOK) => {}
+            () = next(births.as_ref()) => {}
         }
     }
+}
+
+/// Told by the kernel of sockets that are made (inotify(7)).
+struct Births(tokio::io::unix::AsyncFd<Rc<std::os::fd::OwnedFd>>);
+
+impl Births {
+    fn watch() -> Option<Self> {
+        use rustix::fs::inotify;
+        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
+        inotify::add_watch(&fd, SOCKETS, inotify::WatchFlags::CREATE).ok()?;
+        cleat::sys::fd::watch(Rc::new(fd), tokio::io::Interest::READABLE).ok().map(Self)
+    }
+}
+
+/// Until there may be a new shim.
+async fn next(births: Option<&Births>) {
+    let Some(Births(fd)) = births else { return tokio::time::sleep(OFTEN).await };
+    let told = async {
+        let Ok(mut ready) = fd.readable().await else { return std::future::pending().await };
+        tokio::time::sleep(TOGETHER).await;
+        let mut buffer = [0; 4096];
+        while rustix::io::read(fd.get_ref(), &mut buffer).is_ok_and(|read| read > 0) {}
+        ready.clear_ready();
+    };
+    let _ = tokio::time::timeout(SELDOM, told).await;
 }
 
 /// Why following one shim came to its end.

@@ -13,8 +13,14 @@ pub(super) async fn run(command: Ps) -> Result<ExitCode> {
     let shims = node::shims().await;
     match command.output {
         Format::Json => output::print_json(&shims)?,
-        Format::Table if command.containers => output::print(&containers(&shims).lines())?,
-        Format::Table => output::print(&table(&shims).lines())?,
+        Format::Table => {
+            let (table, less_wanted): (Table, &[&str]) = match command.containers {
+                true => (containers(&shims), &["SHIM PID", "EXECS", "NAMESPACE", "SHIM"]),
+                false => (table(&shims), &["FDS", "THREADS", "PSS", "NAMESPACE", "AGE"]),
+            };
+            let screen = if command.wide { usize::MAX } else { output::screen() };
+            output::print(&table.fit(screen, less_wanted).lines())?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,26 +9,19 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use cleat::{
     id::Id,
-    log::rfc3339,
     protocol::{
         Any, Empty,
-        events::{ForwardRequest, SERVICE},
         options::{OPTIONS_URL, Options},
         task as api,
     },
-    rpc::{self, Call, Handler, Load, Reply},
 };
-use prost::Message;
 use serde_json::Value;
 use std::{
     fs::{self, File, OpenOptions},
-    future::Future,
     io::{IsTerminal, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    pin::Pin,
     process::{ExitCode, Stdio},
-    rc::Rc,
     time::Duration,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -56,6 +49,7 @@ pub(super) async fn run(command: Run) -> Result<ExitCode> {
 /// The runtime's words about the program itself, or anything else.
 fn code_of(error: &str) -> u8 {
     match error {
+        e if e.contains("install the OCI runtime") => 125,
         e if e.contains("exec: ") && e.contains("permission denied") => 126,
         e if e.contains("exec: ") && (e.contains("no such file") || e.contains("not found in $PATH")) => 127,
         _ => 125,
@@ -82,7 +76,7 @@ async fn attempt(command: Run) -> Result<ExitCode> {
         .with_context(|| format!("{} is not in PATH; --shim names it", command.shim.display()))?;
     let shim = fs::canonicalize(shim)?;
     let place = Place::new(&id, &command, &shim)?;
-    let events = place.serve_events(command.events)?;
+    let events = run_place::serve_events(&place.directory, command.events)?;
     let outcome = place.live(&shim, &id, &command, signals).await;
     let cleared = place.clear(&shim, &id).await;
     events.abort();
@@ -145,12 +139,9 @@ impl Place {
             .create(&parent)
             .with_context(|| format!("make {} (are you root?)", parent.display()))?;
         let directory = parent.join(id.as_str());
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&directory)
-            .with_context(|| {
-                format!("make {}: is a container {id} there already? --remove removes it", directory.display())
-            })?;
+        fs::DirBuilder::new().mode(0o700).create(&directory).with_context(|| {
+            format!("make {}: is a container {id} there already? --remove removes it", directory.display())
+        })?;
         let place = Self { directory, terminal };
         let pid = std::process::id();
         let owner = Owner { pid, started: crate::process::started(pid), shim: shim.to_owned() };
@@ -171,15 +162,6 @@ impl Place {
 
     fn fifo(&self, name: &str) -> String {
         self.directory.join(name).to_string_lossy().into_owned()
-    }
-
-    fn serve_events(&self, print: bool) -> Result<tokio::task::JoinHandle<()>> {
-        let listener = tokio::net::UnixListener::bind(self.directory.join("c.sock.ttrpc"))?;
-        Ok(tokio::task::spawn_local(rpc::serve(
-            listener,
-            Rc::new(EventSink { print }),
-            Rc::new(Load::default()),
-        )))
     }
 
     /// The shim's program with containerd's flags.
@@ -252,7 +234,10 @@ impl Place {
         // Go's shim waits in Create until somebody reads.
         let mut fifos: Vec<(&str, File)> = Vec::new();
         for name in outputs {
-            fifos.push((name, OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(self.fifo(name))?));
+            fifos.push((
+                name,
+                OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(self.fifo(name))?,
+            ));
         }
         let _: api::PidResponse = client.task("Create", &create, Some(PATIENCE)).await?;
         let raw = self.terminal.then(RawTerminal::enter).transpose()?;
@@ -333,7 +318,11 @@ impl Place {
     }
 
     async fn signal(&self, client: &mut Client, id: &Id, number: i32) {
-        let request = api::KillRequest { id: id.to_string(), signal: number.cast_unsigned(), ..api::KillRequest::default() };
+        let request = api::KillRequest {
+            id: id.to_string(),
+            signal: number.cast_unsigned(),
+            ..api::KillRequest::default()
+        };
         let _: Result<Empty> = client.task("Kill", &request, Some(PATIENCE)).await;
     }
 
@@ -368,8 +357,22 @@ impl Signals {
     /// All but those of job control, which are the shell's business with us, those that tell of our own faults, and SIGCHLD and SIGPIPE.
     fn watch() -> Result<Self> {
         let kept = [
-            libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGABRT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM, libc::SIGTERM,
-            libc::SIGSTKFLT, libc::SIGURG, libc::SIGXCPU, libc::SIGXFSZ, libc::SIGVTALRM, libc::SIGPROF, libc::SIGIO, libc::SIGPWR,
+            libc::SIGHUP,
+            libc::SIGINT,
+            libc::SIGQUIT,
+            libc::SIGABRT,
+            libc::SIGUSR1,
+            libc::SIGUSR2,
+            libc::SIGALRM,
+            libc::SIGTERM,
+            libc::SIGSTKFLT,
+            libc::SIGURG,
+            libc::SIGXCPU,
+            libc::SIGXFSZ,
+            libc::SIGVTALRM,
+            libc::SIGPROF,
+            libc::SIGIO,
+            libc::SIGPWR,
         ];
         let (sender, others) = tokio::sync::mpsc::unbounded_channel();
         for number in kept.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
@@ -380,27 +383,6 @@ impl Signals {
             });
         }
         Ok(Self { resized: signal(SignalKind::window_change())?, others })
-    }
-}
-
-/// Takes the shim's events, as containerd would.
-struct EventSink {
-    print: bool,
-}
-
-impl Handler for EventSink {
-    fn handle(&self, call: Call) -> Pin<Box<dyn Future<Output = Reply>>> {
-        if call.service != SERVICE {
-            let status = rpc::Status::new(rpc::Code::Unimplemented, format!("service {}", call.service));
-            return Box::pin(async { Err(status) });
-        }
-        if self.print
-            && let Some(envelope) =
-                ForwardRequest::decode(call.payload.as_slice()).ok().and_then(|request| request.envelope)
-        {
-            eprint!("{} {}\r\n", envelope.timestamp.map(rfc3339).unwrap_or_default(), envelope.topic);
-        }
-        Box::pin(async { Ok(Vec::new()) })
     }
 }
 

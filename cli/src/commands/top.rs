@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Result, bail};
 use crossterm::{
     cursor,
-    event::{self, Event, KeyCode, KeyModifiers},
+    event::{self, Event, KeyCode, KeyEvent, KeyModifiers},
     execute,
     terminal::{self, ClearType},
 };
@@ -30,14 +30,14 @@ pub(super) async fn run(command: Top) -> Result<ExitCode> {
     }
     let interval = Duration::from_secs_f64(command.interval);
     let is_terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
-    let mut sort = command.sort;
+    let mut view = View { sort: command.sort, filter: command.filter.clone(), ..View::default() };
     let mut before = look().await;
     if command.batch || !is_terminal {
         let mut printed = 0;
         while command.count == 0 || printed < command.count {
             tokio::time::sleep(interval).await;
             let now = look().await;
-            output::print(&now.lines(&before, sort, usize::MAX))?;
+            output::print(&now.lines(&before, &mut view, usize::MAX, usize::MAX))?;
             before = now;
             printed += 1;
         }
@@ -52,24 +52,15 @@ pub(super) async fn run(command: Top) -> Result<ExitCode> {
         let until = Instant::now() + wait;
         loop {
             if let Some(now) = &now {
-                screen.draw(|rows| Look::lines(now, &before, sort, rows))?;
+                screen.draw(|columns, rows| Look::lines(now, &before, &mut view, columns, rows))?;
             }
             if !event::poll(until.saturating_duration_since(Instant::now()))? {
                 break;
             }
-            if let Event::Key(key) = event::read()? {
-                let interrupted =
-                    key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
-                match key.code {
-                    KeyCode::Char('q') | KeyCode::Esc => return Ok(ExitCode::SUCCESS),
-                    _ if interrupted => return Ok(ExitCode::SUCCESS),
-                    KeyCode::Char('c') => sort = Sort::Cpu,
-                    KeyCode::Char('m') => sort = Sort::Memory,
-                    KeyCode::Char('i') => sort = Sort::Io,
-                    KeyCode::Char('s') => sort = Sort::Shim,
-                    KeyCode::Char('p') => sort = Sort::Pid,
-                    _ => {}
-                }
+            if let Event::Key(key) = event::read()?
+                && view.press(key)
+            {
+                return Ok(ExitCode::SUCCESS);
             }
         }
         if let Some(now) = now.take() {
@@ -80,6 +71,80 @@ pub(super) async fn run(command: Top) -> Result<ExitCode> {
         printed += 1;
         if command.count > 0 && printed > command.count {
             return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// What of it is shown, and how.
+#[derive(Default)]
+struct View {
+    sort: Sort,
+    /// The other way round.
+    reversed: bool,
+    /// Lines that are scrolled over.
+    offset: usize,
+    /// Only lines with this text.
+    filter: String,
+    /// It is being typed.
+    typing: bool,
+    /// Lines of the table on the screen.
+    page: usize,
+}
+
+impl View {
+    /// Whether it is the end.
+    fn press(&mut self, key: KeyEvent) -> bool {
+        if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
+            return true;
+        }
+        if self.typing {
+            match key.code {
+                KeyCode::Enter => self.typing = false,
+                KeyCode::Esc => {
+                    self.typing = false;
+                    self.filter.clear();
+                }
+                KeyCode::Backspace => drop(self.filter.pop()),
+                KeyCode::Char(c) => self.filter.push(c),
+                _ => {}
+            }
+            self.offset = 0;
+            return false;
+        }
+        let page = self.page.max(1);
+        match key.code {
+            KeyCode::Char('q') => return true,
+            KeyCode::Esc if self.filter.is_empty() => return true,
+            KeyCode::Esc => self.filter.clear(),
+            KeyCode::Char('/') => self.typing = true,
+            KeyCode::Char('c') => self.by(Sort::Cpu),
+            KeyCode::Char('m') => self.by(Sort::Memory),
+            KeyCode::Char('i') => self.by(Sort::Io),
+            KeyCode::Char('s') => self.by(Sort::Shim),
+            KeyCode::Char('p') => self.by(Sort::Pid),
+            KeyCode::Down | KeyCode::Char('j') => self.offset += 1,
+            KeyCode::Up | KeyCode::Char('k') => self.offset = self.offset.saturating_sub(1),
+            KeyCode::PageDown | KeyCode::Char(' ') => self.offset += page,
+            KeyCode::PageUp => self.offset = self.offset.saturating_sub(page),
+            KeyCode::Home => self.offset = 0,
+            KeyCode::End => self.offset = usize::MAX / 2,
+            _ => {}
+        }
+        false
+    }
+
+    fn by(&mut self, sort: Sort) {
+        self.reversed = self.sort == sort && !self.reversed;
+        self.sort = sort;
+        self.offset = 0;
+    }
+
+    /// The line of keys, or what is being typed.
+    fn keys(&self) -> String {
+        match (self.typing, self.filter.as_str()) {
+            (true, text) => format!("/{text}▏ enter: keep, escape: all"),
+            (_, "") => "c CPU  m memory  i I/O  s shim  p pid   ↑↓ scroll  / filter  q quit".to_owned(),
+            (_, text) => format!("only {text:?}; escape: all   c m i s p sort  ↑↓ scroll  / filter  q quit"),
         }
     }
 }
@@ -128,7 +193,7 @@ async fn look() -> Look {
 }
 
 impl Look {
-    fn lines(&self, before: &Self, sort: Sort, most: usize) -> Vec<String> {
+    fn lines(&self, before: &Self, view: &mut View, columns: usize, rows: usize) -> Vec<String> {
         let seconds = self.at.duration_since(before.at).as_secs_f64().max(0.001);
         let old: HashMap<(&str, u32), &Row> =
             before.rows.iter().map(|row| ((row.container.as_str(), row.shim_pid), row)).collect();
@@ -160,27 +225,27 @@ impl Look {
                 }
             })
             .collect();
-        figures.sort_by(|a, b| match sort {
+        figures.sort_by(|a, b| match view.sort {
             Sort::Cpu => b.cpu.total_cmp(&a.cpu),
             Sort::Memory => b.row.usage.memory_bytes.cmp(&a.row.usage.memory_bytes),
             Sort::Io => (b.block + b.stream).total_cmp(&(a.block + a.stream)),
             Sort::Shim => b.row.shim_kib.cmp(&a.row.shim_kib),
             Sort::Pid => a.row.shim_pid.cmp(&b.row.shim_pid),
         });
+        if view.reversed {
+            figures.reverse();
+        }
         let running = self.rows.iter().filter(|row| row.status == "running").count();
         let mut shims: Vec<(u32, u64)> = self.rows.iter().map(|row| (row.shim_pid, row.shim_kib)).collect();
         shims.sort_unstable();
         shims.dedup();
         let private = shims.iter().map(|(_, kib)| kib).sum::<u64>() * 1024;
-        let mut lines = vec![
-            format!(
-                "{} shims with {} private, {} containers, {running} running",
-                self.shims,
-                output::bytes(private),
-                self.rows.len()
-            ),
-            String::new(),
-        ];
+        let text = format!(
+            "{} shims with {} private, {} containers, {running} running",
+            self.shims,
+            output::bytes(private),
+            self.rows.len()
+        );
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -199,7 +264,24 @@ impl Look {
             "SHIM CPU %",
             "SHIM MEM",
         ]);
-        for Figures { row, cpu, block, stream, shim_cpu } in figures.into_iter().take(most.saturating_sub(3))
+        let wanted = view.filter.to_lowercase();
+        let is_wanted = |row: &Row| {
+            let texts = [&row.name, &row.container, &row.shim, row.status, &row.shim_pid.to_string()]
+                .map(str::to_lowercase);
+            wanted.is_empty() || texts.iter().any(|text| text.contains(&wanted))
+        };
+        figures.retain(|figures| is_wanted(figures.row));
+        // The two lines above, and the table's head.
+        view.page = rows.saturating_sub(3);
+        view.offset = view.offset.min(figures.len().saturating_sub(view.page));
+        let shown = figures.len().min(view.page);
+        let range = match shown < figures.len() {
+            true => format!("   {}-{} of {}", view.offset + 1, view.offset + shown, figures.len()),
+            false => String::new(),
+        };
+        let keys = if rows == usize::MAX { String::new() } else { format!("{}{range}", view.keys()) };
+        for Figures { row, cpu, block, stream, shim_cpu } in
+            figures.into_iter().skip(view.offset).take(view.page)
         {
             table.row([
                 row.name.clone(),
@@ -214,7 +296,9 @@ impl Look {
                 output::bytes(row.shim_kib * 1024),
             ]);
         }
-        lines.extend(table.lines());
+        let less_wanted = ["SHIM CPU %", "PID", "SHIM", "STATUS", "STREAMS"];
+        let mut lines = vec![text, keys];
+        lines.extend(table.fit(columns, &less_wanted).lines());
         lines
     }
 }
@@ -230,13 +314,15 @@ impl Screen {
         Ok(screen)
     }
 
-    fn draw(&self, lines: impl FnOnce(usize) -> Vec<String>) -> Result<()> {
+    fn draw(&self, lines: impl FnOnce(usize, usize) -> Vec<String>) -> Result<()> {
         // A terminal that does not know its size has none.
         let (columns, rows) =
             terminal::size().ok().filter(|(columns, rows)| *columns > 0 && *rows > 0).unwrap_or((80, 24));
         let mut out = std::io::stdout().lock();
         execute!(out, cursor::MoveTo(0, 0))?;
-        for (number, line) in lines(usize::from(rows)).iter().take(usize::from(rows)).enumerate() {
+        for (number, line) in
+            lines(usize::from(columns), usize::from(rows)).iter().take(usize::from(rows)).enumerate()
+        {
             let line: String = line.chars().take(usize::from(columns)).collect();
             // The head of the table in reverse.
             let line = if number == 2 { format!("\x1b[7m{line}\x1b[0m") } else { line };

@@ -1,6 +1,6 @@
 //! `cleat install`: containerd's configuration is the user's.
 
-use super::{cleat, run, stderr, stdout};
+use super::{cleat, output, stderr, stdout};
 use crate::support::{Place, containerd_binary, read_all, shim_binary};
 use std::{
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
@@ -34,7 +34,7 @@ impl Node {
 
     fn try_install(&self, more: &[&str]) -> Output {
         let flags = self.flags();
-        run(&[&flags.iter().map(String::as_str).collect::<Vec<_>>()[..], more].concat())
+        output(&[&flags.iter().map(String::as_str).collect::<Vec<_>>()[..], more].concat())
     }
 
     fn install(&self, more: &[&str]) -> String {
