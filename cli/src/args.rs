@@ -206,6 +206,9 @@ pub(crate) struct Events {
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
+    /// Only these checks, by their names: the exit status is theirs
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
     /// table or json
     #[arg(short, long, value_enum, default_value_t)]
     pub(crate) output: Format,

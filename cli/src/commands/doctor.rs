@@ -73,6 +73,11 @@ pub(super) async fn run(command: Doctor) -> Result<ExitCode> {
                 .map(|what| unknown(what, format!("{e:#}"), "nothing is said of these")),
         ),
     }
+    if let Some(unknown) = command.only.iter().find(|only| !checks.iter().any(|check| check.what == **only)) {
+        let names: Vec<&str> = checks.iter().map(|check| check.what).collect();
+        anyhow::bail!("--only {unknown}: the checks are {}", names.join(", "));
+    }
+    checks.retain(|check| command.only.is_empty() || command.only.iter().any(|only| only == check.what));
     let worst = checks.iter().map(|check| check.state).max().unwrap_or(State::Ok);
     match command.output {
         Format::Json => output::print_json(&checks)?,
