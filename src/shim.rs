@@ -1220,6 +1220,7 @@ impl Shim {
 
     fn note(&self, text: &str) {
         log::debug!("{text}");
+        crate::sys::watchdog::note(&["did ", text]);
         self.ring.borrow_mut().push(text);
     }
 

@@ -174,7 +174,8 @@ fn shim(pid: u32, sockets: &Sockets) -> Option<Shim> {
     let socket = sockets.listening(pid);
     let connections = socket.as_ref().map_or(0, |path| sockets.connected(path));
     // By its program, until it says so itself: one that does not answer is still cleat's.
-    let is_cleat = program.file_name().is_some_and(|name| name.to_string_lossy().contains("containerd-shim-cleat"));
+    let is_cleat =
+        program.file_name().is_some_and(|name| name.to_string_lossy().contains("containerd-shim-cleat"));
     Some(Shim {
         pid,
         kind: if is_cleat { Kind::Cleat } else { Kind::Other },

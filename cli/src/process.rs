@@ -85,6 +85,21 @@ pub fn started(pid: u32) -> Option<u64> {
     started.filter(|_| !matches!(stat(pid, 3).as_deref(), None | Some("Z" | "X")))
 }
 
+/// What a process does at this moment, for people: `stopped`, or what it waits for in the kernel.
+pub fn standing(pid: u32) -> String {
+    let at = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    let at = if at.is_empty() || at == "0" { String::new() } else { format!(" in {at}") };
+    match stat(pid, 3).as_deref() {
+        Some("T" | "t") => "stopped (SIGSTOP or a debugger)".to_owned(),
+        Some("D") => {
+            format!("held by the kernel{at} (state D: a file system or device that does not answer)")
+        }
+        Some("R") => "busy".to_owned(),
+        Some("Z" | "X") | None => "ended".to_owned(),
+        Some(state) => format!("state {state}{at}"),
+    }
+}
+
 /// Seconds since a process was started.
 pub fn age_seconds(pid: u32) -> u64 {
     let up = std::fs::read_to_string("/proc/uptime").unwrap_or_default();

@@ -6,6 +6,7 @@ use crate::{
         task::ContainerRequest,
     },
     rpc::Call,
+    sys::watchdog,
 };
 use prost::Message;
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Instant};
@@ -37,6 +38,7 @@ impl OpenCalls {
         let id = request.id.chars().take(MAX_ID).collect();
         let number = self.next.replace(self.next.get() + 1);
         let open = Open { method: call.method.as_str().into(), id, begun: Instant::now() };
+        watchdog::note(&["call ", &open.method, " ", &open.id]);
         self.open.borrow_mut().insert(number, open);
         Some(Guard { calls: Rc::clone(self), number })
     }
@@ -60,6 +62,8 @@ pub(super) struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.calls.open.borrow_mut().remove(&self.number);
+        if let Some(open) = self.calls.open.borrow_mut().remove(&self.number) {
+            watchdog::note(&["answered ", &open.method, " ", &open.id]);
+        }
     }
 }

@@ -74,7 +74,7 @@ fn describe(shim: &Shim) -> Vec<String> {
         ),
     );
     if let Some(problem) = &shim.problem {
-        head("Problem", problem.clone());
+        head("Problem", format!("{problem}; {}", crate::process::standing(shim.pid)));
     }
     let Some(own) = &shim.own else {
         let mut table = Table::new(&["CONTAINER", "NAME", "STATUS", "PID"]);

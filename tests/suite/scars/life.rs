@@ -280,10 +280,36 @@ fn a_shim_that_hangs_is_seen_in_the_log() {
     let mut direct = rig.direct("a");
     direct.send("HangForTest", &process("a", ""));
     until("the watchdog speaks", || rig.log().contains("watchdog: the event loop has not turned"));
+    // The loop cannot write its own dump: the alarm does, from what was noted last.
+    until("it has dumped", || rig.log().contains("watchdog: === END dump"));
+    let log = rig.log();
+    let dump = log.split("watchdog: === BEGIN dump").nth(1).unwrap();
+    assert!(
+        dump.contains("call HangForTest a") && dump.contains("did a Started") && dump.contains("start+0x"),
+        "{dump}"
+    );
     until("it goes on", || {
         let mut other = rig.direct("a");
         other.state("a", "").is_ok()
     });
+    rig.remove("a");
+}
+
+// A dead file system holds the loop where no signal reaches it (state D); SIGSTOP stands in for it. Defence: the alarm sees that it came late.
+#[test]
+fn a_shim_that_was_held_by_the_kernel_says_so() {
+    let rig = Rig::new();
+    support::use_debug_build(&rig);
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    direct.send("HangForTest", &process("a", ""));
+    // In the middle of a turn, with the alarm set.
+    std::thread::sleep(Duration::from_millis(500));
+    support::kill(rig.shim(), libc::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(12));
+    support::kill(rig.shim(), libc::SIGCONT);
+    until("the watchdog speaks", || rig.log().contains("watchdog: the event loop was held for"));
+    until("it has dumped", || rig.log().contains("watchdog: === END dump"));
     rig.remove("a");
 }
 

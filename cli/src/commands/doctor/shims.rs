@@ -5,7 +5,7 @@ use crate::{
     args::Places,
     commands::ps,
     node::{self, Kind, Shim},
-    orphans, output,
+    orphans, output, process,
     run_place::{self, NAMESPACE},
 };
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
@@ -46,13 +46,15 @@ fn name(shim: &Shim) -> String {
 }
 
 fn answers(shims: &[Shim]) -> Check {
-    let silent: Vec<String> = shims.iter().filter(|shim| shim.problem.is_some()).map(name).collect();
+    let silent = shims.iter().filter(|shim| shim.problem.is_some());
+    let silent: Vec<String> =
+        silent.map(|shim| format!("{}, {}", name(shim), process::standing(shim.pid))).collect();
     match silent.is_empty() {
         true => ok("shims", format!("{}, all answer", shims.len())),
         false => warning(
             "shims",
             format!("no answer from {}", few(&silent)),
-            "stopped (T in ps) or hung: containerd's log has a dump of a loop that hangs, ten seconds after it began (grep watchdog); docs/troubleshooting.md",
+            "docs/troubleshooting.md: containerd's log has a dump of a loop that hangs, ten seconds after it began (grep watchdog)",
         ),
     }
 }
