@@ -79,7 +79,7 @@ pub enum ShimError {
     Exists(Id),
     /// A bound of ours.
     #[error("more than {0} {1}")]
-    TooMany(usize, &'static str),
+    TooMany(usize, Bound),
     /// Not in this state.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -146,6 +146,24 @@ pub enum ShimError {
     /// A Create that comes after the last Shutdown.
     #[error("the shim is shutting down")]
     Ending,
+}
+
+/// What there may be too many of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// In a shim.
+    Containers,
+    /// In a container.
+    Execs,
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Containers => "containers",
+            Self::Execs => "execs in the container",
+        })
+    }
 }
 
 /// Create, checked.
@@ -359,7 +377,7 @@ impl Shim {
             return Err(ShimError::Exists(id.clone()));
         }
         if slots.len() >= MAX_CONTAINERS {
-            return Err(ShimError::TooMany(MAX_CONTAINERS, "containers"));
+            return Err(ShimError::TooMany(MAX_CONTAINERS, Bound::Containers));
         }
         self.unheard.borrow_mut().remove(id);
         slots.insert(id.clone(), Slot::Creating);
@@ -594,7 +612,7 @@ impl Shim {
         let plan = Plan::new(&stdio, self.namespace.as_str(), exec.as_str(), spool)?;
         self.with(id, |owned| {
             if owned.state.execs.len() >= MAX_EXECS {
-                return Err(ShimError::TooMany(MAX_EXECS, "execs in the container"));
+                return Err(ShimError::TooMany(MAX_EXECS, Bound::Execs));
             }
             Ok(())
         })??;

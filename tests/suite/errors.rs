@@ -1,6 +1,8 @@
 //! What people read when something fails, and the hint in it: a test for each line of docs/errors.md.
 
-use crate::support::{CLEAT, Direct, IMAGE, Place, RUNC, Rig, exec_request, process, process_spec, read_all};
+use crate::support::{
+    self, CLEAT, Direct, IMAGE, Place, RUNC, Rig, exec_request, process, process_spec, read_all,
+};
 use cleat::protocol::{
     Any, Empty, Mount,
     options::{GENERIC_OPTIONS_URL, GenericOptions, OPTIONS_URL, Options},
@@ -211,6 +213,160 @@ fn a_spool_that_is_no_size() {
     let options = rig.runtime_options("options.toml", "Spool = 'much'");
     let text = refused(&rig, &options.each_ref().map(String::as_str), &["true"]);
     assert!(text.contains("spool \"much\" is not SIZE[,wait|,drop-oldest]"), "{text}");
+}
+
+#[test]
+fn a_working_directory_that_may_not_be_entered() {
+    let rig = Rig::new();
+    let flags = [
+        "--runtime",
+        CLEAT,
+        "--mount",
+        "type=tmpfs,src=tmpfs,dst=/secret,options=mode=0700",
+        "--cwd",
+        "/secret",
+        "--user",
+        "65534",
+    ];
+    let text = refused(&rig, &flags, &["true"]);
+    assert_told(&text, "chdir to cwd", "a_working_directory_that_may_not_be_entered");
+}
+
+#[test]
+fn a_logging_program_that_is_not_there() {
+    let text = create(|request| request.stdout = "binary:///no/such/logger".into());
+    assert_told(&text, "start logger /no/such/logger", "a_logging_program_that_is_not_there");
+}
+
+#[test]
+fn an_output_path_that_is_none() {
+    let text = create(|request| request.stdout = "file://relative/path".into());
+    assert_told(&text, "invalid stdout path", "an_output_path_that_is_none");
+}
+
+// The deadline is a minute, so this test takes one.
+#[test]
+fn a_runtime_that_hangs() {
+    let rig = Rig::new();
+    let flags = rig.runtime_script("case \" $* \" in *' create '*) exec sleep 300;; esac");
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let text = refused(&rig, &flags, &["true"]);
+    assert_told(&text, "no answer in 60 s, killed", "a_runtime_that_hangs");
+}
+
+#[test]
+fn too_many_execs() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    let spec = process_spec(&["true"]);
+    for number in 0..8192 {
+        direct.call::<Empty>("Exec", &exec_request("a", &format!("e{number}"), &spec)).unwrap();
+    }
+    let refused = direct.call::<Empty>("Exec", &exec_request("a", "one-more", &spec)).unwrap_err();
+    assert_told(&refused.message, "more than 8192 execs in the container", "too_many_execs");
+    rig.remove("a");
+}
+
+/// Start of an exec, after something was taken from the shim.
+fn exec_without(take: impl FnOnce(u32), give_back: impl FnOnce(u32)) -> String {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let mut direct = rig.direct("a");
+    direct.call::<Empty>("Exec", &exec_request("a", "e", &process_spec(&["true"]))).unwrap();
+    let shim = rig.shim();
+    take(shim);
+    let refused = direct.call::<api::PidResponse>("Start", &process("a", "e")).unwrap_err();
+    give_back(shim);
+    rig.remove("a");
+    refused.message
+}
+
+#[test]
+fn out_of_descriptors() {
+    let limit = |limit: &'static str| {
+        move |shim: u32| {
+            let arguments = ["--pid".to_owned(), shim.to_string(), format!("--nofile={limit}")];
+            assert!(Command::new("prlimit").args(arguments).status().unwrap().success());
+        }
+    };
+    // The soft limit only: the hard one cannot be raised again everywhere.
+    let text = exec_without(limit("5:"), limit("1000:"));
+    assert_told(&text, "Too many open files", "out_of_descriptors");
+}
+
+#[test]
+fn out_of_processes() {
+    let place = Place::new("pids");
+    let name = place.dir.file_name().unwrap().to_owned();
+    let v1 = Path::new("/sys/fs/cgroup/pids");
+    let cgroup = if v1.exists() { v1.join(name) } else { Path::new("/sys/fs/cgroup").join(name) };
+    std::fs::create_dir(&cgroup).unwrap();
+    let before = std::cell::Cell::new(None);
+    let text = exec_without(
+        |shim| {
+            let old = read_all(format!("/proc/{shim}/cgroup"));
+            let old = old.lines().find(|line| line.contains(":pids:") || line.starts_with("0::")).unwrap();
+            let old = old.rsplit(':').next().unwrap().to_owned();
+            before.set(Some(old));
+            std::fs::write(cgroup.join("cgroup.procs"), shim.to_string()).unwrap();
+            std::fs::write(cgroup.join("pids.max"), "1").unwrap();
+        },
+        |shim| {
+            let old = before.take().unwrap();
+            let root = cgroup.parent().unwrap();
+            std::fs::write(root.join(old.trim_start_matches('/')).join("cgroup.procs"), shim.to_string())
+                .unwrap();
+        },
+    );
+    support::until("the cgroup is empty", || std::fs::remove_dir(&cgroup).is_ok());
+    assert_told(&text, "Resource temporarily unavailable", "out_of_processes");
+}
+
+#[test]
+fn a_read_only_file_system() {
+    let place = Place::new("read-only");
+    let bundle = place.bundle("a", "{}");
+    let mount = |flags: &[&str]| {
+        assert!(Command::new("mount").args(flags).arg(&bundle).status().unwrap().success());
+    };
+    mount(&["-t", "tmpfs", "cleat-test"]);
+    place.bundle("a", "{}");
+    let (mut direct, request) = started(&place, &bundle);
+    mount(&["-o", "remount,ro"]);
+    let text = direct.call::<api::PidResponse>("Create", &request).unwrap_err().message;
+    assert!(Command::new("umount").args(["-l"]).arg(&bundle).status().unwrap().success());
+    assert_told(&text, "Read-only file system", "a_read_only_file_system");
+}
+
+#[test]
+fn a_checkpoint_that_fails() {
+    let rig = Rig::new();
+    let flags =
+        rig.runtime_script("case \" $* \" in *' checkpoint '*) echo 'criu failed' >&2; exit 1;; esac");
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    rig.run_with(&flags, "a", &["sleep", "1000"]);
+    let path = rig.dir.join("checkpoint").to_string_lossy().into_owned();
+    let request = api::CheckpointTaskRequest { id: "a".into(), path, options: None };
+    let refused = rig.direct("a").call::<Empty>("Checkpoint", &request).unwrap_err();
+    assert_told(&refused.message, "path= ", "a_checkpoint_that_fails");
+    rig.remove("a");
+}
+
+#[test]
+fn a_socket_path_that_is_too_long() {
+    let place = Place::new("long");
+    place.bundle("a", "{}");
+    let socket_dir = format!("/run/{}", "d".repeat(60));
+    let params =
+        cleat::protocol::bootstrap::Params { instance_id: "a".into(), socket_dir, ..Default::default() };
+    let output = place.start("a", &params.encode_to_vec());
+    assert!(!output.status.success());
+    assert_told(
+        &String::from_utf8(output.stderr).unwrap(),
+        "is longer than 106 bytes",
+        "a_socket_path_that_is_too_long",
+    );
 }
 
 // The table is true: each test that it names is there, and each test here is in it.

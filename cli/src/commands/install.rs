@@ -193,19 +193,26 @@ impl Files {
     /// To be put in by hand.
     fn snippet(&self, command: &Install) -> Result<Vec<String>> {
         shim(command)?;
-        let syntax = self.syntax();
+        // containerd 1.x puts the CRI section of an imported file in the place of the main one's: that is the file then.
+        let target = match self.containerd.0 {
+            0 | 1 => self.targets(&command.handler).swap_remove(0),
+            _ => Target { path: self.main.clone(), syntax: self.syntax() },
+        };
+        let (path, syntax) = (if target.path == self.main { &self.named } else { &target.path }, target.syntax);
+        let main = self.texts.get(&target.path).cloned().unwrap_or_default();
+        let document: DocumentMut = main.parse().unwrap_or_default();
         let mut lines =
-            vec![format!("# for containerd {}, at the end of {}:", self.version_text, self.named.display())];
+            vec![format!("# for containerd {}, at the end of {}:", self.version_text, path.display())];
         if let Some(problem) = self.hindrance(&self.document) {
             lines.push(format!("# BUT: {problem}"));
         }
-        if self.document.is_empty() {
+        if document.is_empty() {
             lines.push(format!("version = {syntax}"));
         }
         let dump = self.dump().ok();
         let systemd = command.systemd_cgroup || dump.as_ref().is_some_and(runc_uses_systemd);
         let mut text = String::new();
-        let named = config::handlers(&self.document);
+        let named = config::handlers(&document);
         if named.iter().any(|(name, _)| *name == command.handler) {
             lines.push(format!("# handler {} is there already", command.handler));
         } else {
@@ -226,9 +233,8 @@ impl Files {
             text = marks::append(&text, RUNC, &body);
         }
         if command.as_default {
-            let main = &self.texts[&self.main];
-            let path = ["plugins", config::section(syntax), "containerd"];
-            if marks::set(main, &path, DEFAULT, &command.handler).is_some() {
+            let keys = ["plugins", config::section(syntax), "containerd"];
+            if marks::set(&main, &keys, DEFAULT, &command.handler).is_some() {
                 lines.push(text.trim_end().to_owned());
                 text = format!(
                     "# and in the table [plugins.{:?}.containerd], which is there already, instead of another line of that name:\n#   {DEFAULT} = {:?}\n",
