@@ -216,20 +216,16 @@ fn a_spool_that_is_no_size() {
 }
 
 #[test]
-fn a_working_directory_that_may_not_be_entered() {
+fn a_working_directory_that_is_none() {
     let rig = Rig::new();
-    let flags = [
-        "--runtime",
-        CLEAT,
-        "--mount",
-        "type=tmpfs,src=tmpfs,dst=/secret,options=mode=0700",
-        "--cwd",
-        "/secret",
-        "--user",
-        "65534",
-    ];
-    let text = refused(&rig, &flags, &["true"]);
-    assert_told(&text, "chdir to cwd", "a_working_directory_that_may_not_be_entered");
+    rig.run("a", &["sleep", "1000"]);
+    let mut spec = process_spec(&["true"]);
+    spec["cwd"] = "/etc/passwd".into();
+    let mut direct = rig.direct("a");
+    direct.call::<Empty>("Exec", &exec_request("a", "e", &spec)).unwrap();
+    let refused = direct.call::<api::PidResponse>("Start", &process("a", "e")).unwrap_err();
+    assert_told(&refused.message, "chdir to cwd", "a_working_directory_that_is_none");
+    rig.remove("a");
 }
 
 #[test]
@@ -244,14 +240,17 @@ fn an_output_path_that_is_none() {
     assert_told(&text, "invalid stdout path", "an_output_path_that_is_none");
 }
 
-// The deadline is a minute, so this test takes one.
+// The deadline of a call that runs no hooks is a minute, so this test takes one.
 #[test]
 fn a_runtime_that_hangs() {
     let rig = Rig::new();
-    let flags = rig.runtime_script("case \" $* \" in *' create '*) exec sleep 300;; esac");
+    let flags = rig.runtime_script("case \" $* \" in *' pause '*) exec sleep 300;; esac");
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let text = refused(&rig, &flags, &["true"]);
+    rig.run_with(&flags, "a", &["sleep", "1000"]);
+    let output = rig.try_ctr(["task", "pause", "a"]);
+    let text = String::from_utf8(output.stderr).unwrap();
     assert_told(&text, "no answer in 60 s, killed", "a_runtime_that_hangs");
+    rig.remove("a");
 }
 
 #[test]

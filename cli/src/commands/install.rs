@@ -198,7 +198,8 @@ impl Files {
             0 | 1 => self.targets(&command.handler).swap_remove(0),
             _ => Target { path: self.main.clone(), syntax: self.syntax() },
         };
-        let (path, syntax) = (if target.path == self.main { &self.named } else { &target.path }, target.syntax);
+        let (path, syntax) =
+            (if target.path == self.main { &self.named } else { &target.path }, target.syntax);
         let main = self.texts.get(&target.path).cloned().unwrap_or_default();
         let document: DocumentMut = main.parse().unwrap_or_default();
         let mut lines =
