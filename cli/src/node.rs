@@ -117,7 +117,9 @@ pub(crate) fn check_sight() -> Result<()> {
         bail!("not root: shims belong to root and show themselves to nobody else; run it with sudo");
     }
     // Rootless: there is no more to be seen than what is in our own namespaces, and that is.
-    if !fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"])) {
+    if !fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+    {
         return Ok(());
     }
     if ["1", KTHREADD].into_iter().all(|pid| mount_namespace(pid).is_none()) {
