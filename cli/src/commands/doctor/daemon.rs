@@ -9,11 +9,20 @@ use crate::{
 use anyhow::Result;
 use cleat::protocol::Empty;
 use serde_json::Value;
-use std::{ffi::OsString, fs, os::unix::ffi::OsStringExt, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::ffi::OsStringExt,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 /// Fewest open files that a node of 200 pods wants of containerd.
 const FEW_FILES: u64 = 16_384;
 const TYPE: &str = "io.containerd.cleat.v2";
+/// How long the CRI plugin may take to answer after a start, and how often it is asked.
+const CRI_STARTS: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// The containerd that runs.
 pub(super) struct Daemon {
@@ -65,16 +74,24 @@ impl Daemon {
             daemon.plugin =
                 Some(cri.into_iter().find_map(|plugin| plugin.failure).map(|failure| failure.message));
         }
-        let status = containerd
-            .ask::<StatusResponse>(
-                "/runtime.v1.RuntimeService/Status",
-                "k8s.io",
-                &StatusRequest { verbose: true },
-            )
-            .await
-            .ok()
-            .flatten();
-        daemon.running = status.and_then(|status| serde_json::from_str(status.info.get("config")?).ok());
+        // After a start the plugin is there before it answers: it takes up its pods first.
+        let end = Instant::now() + CRI_STARTS;
+        loop {
+            let status = containerd
+                .ask::<StatusResponse>(
+                    "/runtime.v1.RuntimeService/Status",
+                    "k8s.io",
+                    &StatusRequest { verbose: true },
+                )
+                .await
+                .ok()
+                .flatten();
+            daemon.running = status.and_then(|status| serde_json::from_str(status.info.get("config")?).ok());
+            if daemon.running.is_some() || daemon.plugin != Some(None) || Instant::now() > end {
+                break;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
         daemon
     }
 
