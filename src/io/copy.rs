@@ -735,6 +735,7 @@ impl Watched {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests await their tasks")]
 mod tests {
     use super::*;
     use rustix::pipe::{PipeFlags, pipe_with};

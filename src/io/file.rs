@@ -7,7 +7,7 @@
 //! read PATH     3: where it goes · 5: report
 //! find-in, find-out PATH   3: a socket, for what it is and its descriptors
 //! ```
-//! Reports: a byte 1 when the file is open, else why not; later lines of [`Report`].
+//! Reports: a byte 1 when the file is open, else why not; later lines of `Report`.
 //!
 //! Fifos are opened by ourselves if that cannot hang: the path is in the kernel's cache (`RESOLVE_CACHED`) and its file system local.
 

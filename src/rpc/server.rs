@@ -347,6 +347,7 @@ impl Drop for OpenCall {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests await their tasks")]
 mod tests {
     use super::{super::Connection, *};
 

@@ -103,7 +103,7 @@ pub fn once(bytes: &[u8]) -> io::Result<OwnedFd> {
 /// Descriptors that are kept free for what ends processes, and for clients.
 const KEPT_FREE: u64 = 32;
 
-/// Whether a process may be started, which takes a dozen descriptors. Not where only the last ones are left, [`KEPT_FREE`] or a
+/// Whether a process may be started, which takes a dozen descriptors. Not where only the last ones are left, `KEPT_FREE` or a
 /// quarter of a low limit: with those processes are killed and deleted, and a containerd that comes back is answered.
 pub fn has_room_for_a_process() -> bool {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
