@@ -446,7 +446,10 @@ impl Shim {
         }
         let has_run = !matches!(result, Err(Failure::NotStarted { .. }));
         let born = result
-            .map_err(|failure| ShimError::Runtime { context: "OCI runtime create failed", failure })
+            .map_err(|failure| ShimError::Runtime {
+                context: "OCI runtime create failed",
+                failure: failure.with_words(|| io.words()),
+            })
             .and_then(|()| self.adopt(request, &runtime, io, console.as_ref(), manner));
         if born.is_err() && has_run {
             self.undo_create(&runtime, bundle, id).await;
@@ -701,7 +704,10 @@ impl Shim {
         }
         let (result, birth) =
             self.runtimes.exec(&runtime, id, exec, &arguments, CallStdio::of(ends), starts).await;
-        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime exec failed", failure })?;
+        result.map_err(|failure| ShimError::Runtime {
+            context: "OCI runtime exec failed",
+            failure: failure.with_words(|| io.words()),
+        })?;
         let adopted = match &console {
             Some(console) => {
                 console.receive().map_err(Into::into).and_then(|master| Ok(io.attach_console(master)?))

@@ -174,9 +174,10 @@ impl Reaper {
         async move { receiver.await.unwrap_or(255) }
     }
 
-    /// Sends a signal to a watched child of ours.
+    /// Sends a signal to a watched child of ours, never to a container's process: whoever has kept a number too long must not meet one.
     pub fn signal_child(&self, pid: u32, signal: i32) {
-        if self.watched.borrow().contains_key(&pid) {
+        let is_child = |watched: &Watched| matches!(watched.owner, Owner::Child(..));
+        if self.watched.borrow().get(&pid).is_some_and(is_child) {
             let _ = process::signal_child(pid, signal);
         }
     }

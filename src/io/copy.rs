@@ -338,6 +338,15 @@ impl Copy {
         self.unread.take();
     }
 
+    /// What lies in the source, at most what a pipe holds; nobody will copy it.
+    pub(super) fn take_words(&self) -> Vec<u8> {
+        let Some(source) = self.source.borrow().clone() else { return Vec::new() };
+        let mut words = vec![0; SCRATCH];
+        let length = rustix::io::read(source.fd(), &mut words).unwrap_or(0);
+        words.truncate(length);
+        words
+    }
+
     /// Bytes that lie in the source.
     pub(super) fn source_bytes(&self) -> u64 {
         self.source.borrow().as_ref().map_or(0, |source| bytes_held(source.fd()))

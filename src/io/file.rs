@@ -16,6 +16,7 @@ use crate::{
     bundle::read_bounded,
     exits::Reaper,
     sys::{self, program::Program},
+    tasks,
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -25,11 +26,11 @@ use rustix::{
     pipe::{PipeFlags, pipe_with},
 };
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     ffi::OsString,
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     rc::Rc,
     time::{Duration, Instant},
@@ -253,7 +254,7 @@ pub(super) fn program(word: &str, path: &Path) -> Program {
 }
 
 /// A file that is read by the helper: the pipe in which its content comes, and the helper's pid.
-pub(super) async fn read(path: &Path, reaper: &Rc<Reaper>) -> Result<(OwnedFd, u32), StdioError> {
+pub(super) async fn read(path: &Path, reaper: &Rc<Reaper>) -> Result<(OwnedFd, Helper), StdioError> {
     let fail = |source| StdioError::Io { verb: "open", path: path.to_owned(), source };
     let begin = async || -> io::Result<_> {
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -263,17 +264,41 @@ pub(super) async fn read(path: &Path, reaper: &Rc<Reaper>) -> Result<(OwnedFd, u
         // Its fourth descriptor is nobody's.
         let nobody = reports.try_clone()?;
         let turn = reaper.turn().await;
-        let (pid, _) = turn.start_lasting(&program("read", path), &[theirs, nobody, reports]).await?;
-        Ok((ours, report, pid))
+        let more = [theirs, nobody, reports];
+        let (pid, ended) = turn.start_lasting(&program("read", path), &more).await?;
+        Ok((ours, report, Helper::new(pid, ended, reaper)))
     };
-    let (content, report, pid) = begin().await.map_err(fail)?;
+    let (content, report, helper) = begin().await.map_err(fail)?;
     let said = async { Report::new(report)?.opened().await };
     match tokio::time::timeout(DEADLINE, said).await {
-        Ok(Ok(())) => Ok((content, pid)),
+        Ok(Ok(())) => Ok((content, helper)),
         Ok(Err(e)) => Err(fail(e)),
-        Err(_) => {
-            reaper.signal_child(pid, libc::SIGKILL);
-            Err(fail(no_answer()))
+        Err(_) => Err(fail(no_answer())),
+    }
+}
+
+/// A helper that reads a file. It is killed with this, if it has not ended by itself: then its number may be another's.
+pub(super) struct Helper {
+    pid: Rc<Cell<u32>>,
+    reaper: Rc<Reaper>,
+}
+
+impl Helper {
+    fn new(pid: u32, ended: impl Future<Output = u32> + 'static, reaper: &Rc<Reaper>) -> Self {
+        let helper = Self { pid: Rc::new(Cell::new(pid)), reaper: Rc::clone(reaper) };
+        let pid = Rc::clone(&helper.pid);
+        tasks::spawn("helper that reads", async move {
+            ended.await;
+            pid.set(0);
+        });
+        helper
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        if self.pid.get() != 0 {
+            self.reaper.signal_child(self.pid.get(), libc::SIGKILL);
         }
     }
 }
@@ -404,6 +429,8 @@ impl Reporter {
 }
 
 fn read_file(path: &Path) -> io::Result<()> {
+    // What a terminal has to say next is not for a process that nobody has.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let report = Reporter::inherited()?;
     let _nobody = sys::fd::inherited(SECOND)?;
     let sink = sys::fd::inherited(FIRST)?;
@@ -421,7 +448,17 @@ fn read_file(path: &Path) -> io::Result<()> {
         match rustix::io::read(&file, &mut chunk) {
             Ok(0) => return Ok(()),
             Ok(read) => write_all(&sink, &chunk[..read])?,
-            Err(Errno::AGAIN) => wait(&file, PollFlags::IN)?,
+            Err(Errno::AGAIN) => {
+                let mut asked = [PollFd::new(&file, PollFlags::IN), PollFd::new(&sink, PollFlags::empty())];
+                match poll(&mut asked, None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(e) => return Err(e.into()),
+                }
+                // Nobody reads us any more.
+                if asked[1].revents().contains(PollFlags::ERR) {
+                    return Ok(());
+                }
+            }
             Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -451,15 +488,9 @@ fn write_file(path: &Path, create: bool) -> io::Result<()> {
     let report = Reporter::inherited()?;
     let mut inputs = vec![sys::fd::inherited(FIRST)?, sys::fd::inherited(SECOND)?];
     let file = report.opened(open(path, create))?;
-    let mut log = Log {
-        path: path.to_owned(),
-        create,
-        file,
-        looked: Instant::now(),
-        dropped: 0,
-        dropping: false,
-        report,
-    };
+    let place = if create { Place::of(&file) } else { None };
+    let mut log =
+        Log { place, file, looked: Instant::now(), is_refused: false, dropped: 0, dropping: false, report };
     let (mut chunk, mut last) = (vec![0; CHUNK], None::<Instant>);
     while !inputs.is_empty() {
         let mut asked: Vec<PollFd<'_>> =
@@ -496,8 +527,9 @@ fn gather() {
 
 /// An open log file.
 struct Log {
-    path: PathBuf,
-    create: bool,
+    /// Where it is looked for when it was rotated.
+    place: Option<Place>,
+    is_refused: bool,
     file: OwnedFd,
     looked: Instant,
     dropped: u64,
@@ -508,9 +540,7 @@ struct Log {
 impl Log {
     /// Writes all of it, or drops it: the container goes on when the disk is full.
     fn write(&mut self, bytes: &[u8]) {
-        if self.create {
-            self.follow_name();
-        }
+        self.follow_name();
         let mut rest = bytes;
         while !rest.is_empty() {
             match rustix::io::write(&self.file, rest) {
@@ -541,19 +571,79 @@ impl Log {
 
     /// Opens the file again if its name leads to another one, or to none: it was rotated.
     fn follow_name(&mut self) {
-        if self.looked.elapsed() < ROTATION_LOOK {
+        let Some(place) = self.place.as_ref().filter(|_| self.looked.elapsed() >= ROTATION_LOOK) else {
             return;
-        }
+        };
         self.looked = Instant::now();
-        let named = rustix::fs::stat(&self.path).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-        let open_now = rustix::fs::fstat(&self.file).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-        if named == open_now {
-            return;
+        match place.follow(&self.file) {
+            Ok(None) => self.is_refused = false,
+            Ok(Some(file)) => (self.file, self.is_refused) = (file, false),
+            Err(e) => {
+                if !std::mem::replace(&mut self.is_refused, true) {
+                    self.warn(&format!("open again: {e}; the old file is written on"));
+                }
+            }
         }
-        match open(&self.path, true) {
-            Ok(file) => self.file = file,
-            Err(e) => self.warn(&format!("open again: {e}; the old file is written on")),
+    }
+}
+
+/// The directory of a log file as it was when the file was opened, and its name there.
+///
+/// A container may be able to write to that directory (a volume), and we are root on the host: what it puts in the place of its log is
+/// opened only if it is what it was, a regular file of the same file system. No link is followed, no directory made, no device touched.
+struct Place {
+    directory: OwnedFd,
+    name: OsString,
+    device: u64,
+}
+
+impl Place {
+    fn of(file: &OwnedFd) -> Option<Self> {
+        let stat = rustix::fs::fstat(file).ok()?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return None;
         }
+        // Where it is, whatever links led there.
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path.parent()?, flags, Mode::empty()).ok()?;
+        Some(Self { directory, name: path.file_name()?.to_owned(), device: stat.st_dev })
+    }
+
+    /// The file that has the name now, if it is another one than `open`.
+    fn follow(&self, open: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let flags = flags | OFlags::NOFOLLOW;
+        let name = self.name.as_os_str();
+        let named = match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(named) => named,
+            Err(Errno::NOENT) => {
+                let mode = Mode::from_raw_mode(0o644);
+                let flags = flags | OFlags::CREATE | OFlags::EXCL;
+                return Ok(Some(rustix::fs::openat(&self.directory, name, flags, mode)?));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let is_ours = |stat: &rustix::fs::Stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_dev == self.device
+        };
+        let now = rustix::fs::fstat(open)?;
+        if (named.st_dev, named.st_ino) == (now.st_dev, now.st_ino) {
+            return Ok(None);
+        }
+        let refused = || io::Error::other("something else has its name");
+        if !is_ours(&named) {
+            return Err(refused());
+        }
+        // Held by its path only, it cannot be exchanged between the look and the opening.
+        let held = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let held = rustix::fs::openat(&self.directory, name, held, Mode::empty())?;
+        if !is_ours(&rustix::fs::fstat(&held)?) {
+            return Err(refused());
+        }
+        let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+        let flags = flags & !OFlags::NOFOLLOW;
+        Ok(Some(rustix::fs::open(path, flags, Mode::empty())?))
     }
 }
 
@@ -566,9 +656,9 @@ fn open(path: &Path, create: bool) -> io::Result<OwnedFd> {
     if let Some(directory) = parent {
         std::fs::create_dir_all(directory)?;
     }
-    match rustix::fs::open(path, flags | create | OFlags::WRONLY, mode) {
-        // A fifo without a reader.
-        Err(Errno::NXIO) => Ok(rustix::fs::open(path, flags | OFlags::RDWR, mode)?),
-        result => Ok(result?),
-    }
+    // A fifo outlives its readers.
+    let is_fifo =
+        rustix::fs::stat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+    let access = if is_fifo { OFlags::RDWR } else { OFlags::WRONLY };
+    Ok(rustix::fs::open(path, flags | create | access, mode)?)
 }

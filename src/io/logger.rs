@@ -132,8 +132,8 @@ impl Logger {
             changed: Notify::new(),
         });
         let Started { exited, ready, refused } = logger.spawn().await.map_err(fail.clone()(starting))?;
-        let ready = Report::new(ready).map_err(fail.clone()(starting))?;
-        let refused = refused.map(Report::new).transpose().map_err(fail.clone()(starting))?;
+        let listen = || Ok((Report::new(ready)?, refused.map(Report::new).transpose()?));
+        let (ready, refused) = listen().inspect_err(|_| logger.give_up()).map_err(fail.clone()(starting))?;
         let (heard, hear) = oneshot::channel();
         Rc::clone(&logger).supervise(exited, hear);
         let refusal = async {
@@ -172,7 +172,13 @@ impl Logger {
 
     fn give_up(&self) {
         self.closing.set(true);
-        self.reaper.signal_child(self.pid.get(), libc::SIGKILL);
+        self.signal(libc::SIGKILL);
+    }
+
+    fn signal(&self, signal: i32) {
+        if self.pid.get() != 0 {
+            self.reaper.signal_child(self.pid.get(), signal);
+        }
     }
 
     /// Returns when it has said that it is ready.
@@ -265,6 +271,8 @@ impl Logger {
             let (mut failures, mut begun) = (0, Instant::now());
             loop {
                 let status = self.attend(exited, report).await;
+                // Its number may be another's from now on.
+                self.pid.set(0);
                 self.deaths.set(self.deaths.get() + 1);
                 let (before, last) = self.dropped.get();
                 self.dropped.set((before + last, 0));
@@ -273,12 +281,16 @@ impl Logger {
                 }
                 failures = if begun.elapsed() > SHORT_LIFE { 0 } else { failures + 1 };
                 let path = self.taker.path().display();
-                if failures > MAX_RESTARTS {
+                // Whoever writes a file comes back as long as there is a container: a full or hung disk passes.
+                let is_file = matches!(self.taker, Taker::File { .. });
+                if failures > MAX_RESTARTS && !is_file {
                     log::error!("logger {path} ended {failures} times in a row; its input is dropped");
                     break;
                 }
-                log::warn!("logger {path} ended status={status}; it is started again");
-                tokio::time::sleep(FIRST_PAUSE * 2u32.pow(failures)).await;
+                if failures <= MAX_RESTARTS {
+                    log::warn!("logger {path} ended status={status}; it is started again");
+                }
+                tokio::time::sleep(FIRST_PAUSE * 2u32.pow(failures.min(MAX_RESTARTS))).await;
                 if self.closing.get() {
                     break;
                 }
@@ -293,9 +305,11 @@ impl Logger {
                         }
                         report = hear;
                     }
+                    // No process or descriptor to be had: a failure as any other.
                     Err(e) => {
-                        log::error!("start logger {path} again: {e}; its input is dropped");
-                        break;
+                        log::error!("start logger {path} again: {e}");
+                        exited = Box::pin(async { 255 });
+                        report = oneshot::channel().1;
                     }
                 }
             }
@@ -328,7 +342,7 @@ impl Logger {
                             logger.taker.path().display()
                         );
                     }
-                    logger.reaper.signal_child(logger.pid.get(), signal);
+                    logger.signal(signal);
                 }
             });
         }

@@ -75,7 +75,7 @@ pub struct ProcessIo {
     stdin_closed: Cell<bool>,
     exited: Cell<bool>,
     /// Who reads the stdin's file for us.
-    stdin_helper: Cell<Option<(u32, Rc<Reaper>)>>,
+    stdin_helper: Cell<Option<file::Helper>>,
     /// Who writes the outputs for us: a logging program, or those that write files.
     loggers: RefCell<Vec<Rc<Logger>>>,
     /// Where stdout and stderr go, until the copies take them.
@@ -187,7 +187,7 @@ impl ProcessIo {
             Found::File => {
                 let (content, helper) = file::read(path, reaper).await?;
                 self.stdin_source.replace(Some(content));
-                self.stdin_helper.set(Some((helper, Rc::clone(reaper))));
+                self.stdin_helper.set(Some(helper));
             }
         }
         Ok(())
@@ -325,6 +325,20 @@ impl ProcessIo {
         self.begun.set();
     }
 
+    /// The end of what lies in the outputs before [`ProcessIo::begin`]: words of a runtime that has failed.
+    pub fn words(&self) -> Vec<u8> {
+        if self.begun.is_set() {
+            return Vec::new();
+        }
+        self.outputs
+            .borrow()
+            .iter()
+            .rev()
+            .map(|output| output.take_words())
+            .find(|words| !words.is_empty())
+            .unwrap_or_default()
+    }
+
     /// Waits for [`ProcessIo::begin`]. A runtime that says so much that it would have to wait for us is copied all the same.
     async fn until_begun(&self, copy: &Copy) {
         loop {
@@ -414,6 +428,7 @@ impl ProcessIo {
         if let Some(stdin) = self.stdin.take() {
             stdin.close();
         }
+        self.stdin_helper.take();
         for output in self.outputs.borrow().iter() {
             if output.is_direct() {
                 output.let_source_go();
@@ -513,9 +528,7 @@ impl ProcessIo {
         self.console.take();
         self.slave.take();
         self.sinks.take();
-        if let Some((helper, reaper)) = self.stdin_helper.take() {
-            reaper.signal_child(helper, libc::SIGKILL);
-        }
+        self.stdin_helper.take();
         for logger in self.loggers.borrow().iter().map(Rc::clone) {
             tasks::spawn("end of a logger", async move { logger.end().await });
         }

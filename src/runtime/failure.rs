@@ -71,6 +71,18 @@ impl Failure {
             .any(|known| text.contains(known))
     }
 
+    /// With what the runtime has said where its output was the container's: if nothing else tells why it failed.
+    pub fn with_words(self, words: impl FnOnce() -> Vec<u8>) -> Self {
+        match self {
+            Self::Silent { how, output } if output.is_empty() => {
+                let words = words();
+                let tail = &words[words.len().saturating_sub(MAX_OUTPUT)..];
+                Self::Silent { how, output: String::from_utf8_lossy(tail).trim().to_owned() }
+            }
+            failure => failure,
+        }
+    }
+
     /// A call that ended with `how`: looks for the error in what `log` gained since `offset`.
     pub(super) fn of_call(how: String, log: &Path, offset: u64, output: &[u8]) -> Self {
         match last_error(log, offset) {

@@ -1,11 +1,12 @@
 //! Files of others' choosing: stdin from files, logs and fifos on file systems that do not answer, loggers that come back.
 
 use crate::support::{
-    Direct, Disk, Mute, Rig, add, alive, bundle_beside, delete, fd_count, fifo, kill, process, read_all,
-    reader, script, start, text, until, wait,
+    self, Direct, Disk, Mute, Rig, add, alive, bundle_beside, delete, fd_count, fifo, kill, process,
+    read_all, reader, script, start, text, until, wait,
 };
 use cleat::protocol::{Empty, task as api};
 use std::{
+    fs,
     io::{Read, Write},
     path::{Path, PathBuf},
 };
@@ -314,5 +315,122 @@ fn files_that_are_there_are_appended_to() {
     add(&mut direct, "f", "true", |request| request.stdout = text(&rig.dir.join("nowhere")));
     direct.call::<api::PidResponse>("Start", &process("a", "f")).unwrap_err();
     let _ = direct.call::<Empty>("Delete", &process("a", "f"));
+    rig.remove("a");
+}
+
+// A volume that a pod shares with its log: what it puts in the log's place is written by root on the host, if by anybody.
+#[test]
+fn a_container_cannot_turn_its_log_into_something_else() {
+    let rig = Rig::new();
+    let logs = rig.dir.join("logs");
+    fs::create_dir(&logs).unwrap();
+    let mount = format!("type=bind,src={},dst=/logs,options=rbind:rw", logs.display());
+    let uri = format!("file://{}/log", logs.display());
+    let wait = "while [ ! -e /logs/go ]; do sleep 0.05; done; rm /logs/go";
+    let print = "for i in 1 2 3 4 5 6 7 8; do echo evil; sleep 0.1; done";
+    let target = rig.dir.join("target");
+    let turns = [
+        ("ln", format!("ln -s {} /logs/log", target.display())),
+        ("fifo", "mkfifo /logs/log".to_owned()),
+        ("device", "mknod /logs/log b 7 77".to_owned()),
+        ("directory", "mkdir /logs/log".to_owned()),
+    ];
+    for (name, turn) in turns {
+        let script = format!(
+            "echo first; {wait}; rm /logs/log; {turn}; {print}; rm -rf /logs/log; sleep 0.3; echo last; sleep 0.3"
+        );
+        let flags = ["--runtime", support::CLEAT, "--log-uri", &uri, "--mount", &mount];
+        rig.ctr([&["run", "-d"], &flags[..], &[support::IMAGE, name, "sh", "-c", &script]].concat());
+        until("it writes", || fs::read_to_string(logs.join("log")).is_ok_and(|text| text.contains("first")));
+        fs::write(logs.join("go"), "").unwrap();
+        until("it has ended", || rig.status(name).as_deref() == Some("STOPPED"));
+        assert!(!target.exists(), "{name}");
+        // Its name is free again, and it goes on there.
+        until("the last line arrives", || {
+            fs::read_to_string(logs.join("log")).is_ok_and(|text| text == "last\n")
+        });
+        rig.remove(name);
+        fs::remove_file(logs.join("log")).unwrap();
+    }
+}
+
+// The number of a helper that has ended may be another's.
+#[test]
+fn the_helper_of_a_stdin_ends_with_its_process_and_is_forgotten() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let shim = rig.shim();
+    let mut direct = rig.direct("a");
+    let readers = || {
+        let helper = |(pid, _): &(u32, char)| support::cmdline(*pid).contains(&"read".to_owned());
+        support::children(shim).iter().filter(|child| helper(child)).count()
+    };
+    // A terminal that has nothing to say.
+    let (_master, slave) = terminal();
+    for number in 0..3 {
+        let exec = format!("e{number}");
+        support::add(&mut direct, &exec, "exit 0", |request| request.stdin = slave.clone());
+        support::start(&mut direct, &exec);
+        support::wait(&mut direct, &exec);
+    }
+    until("nobody reads it", || readers() == 0);
+    for number in 0..3 {
+        support::delete(&mut direct, &format!("e{number}"));
+    }
+    support::add(&mut direct, "f", "exec sleep 1000", |request| request.stdin = slave.clone());
+    support::start(&mut direct, "f");
+    until("it is read", || readers() == 1);
+    let helper = support::children(shim)
+        .into_iter()
+        .find(|(pid, _)| support::cmdline(*pid).contains(&"read".to_owned()));
+    support::kill(shim, libc::SIGKILL);
+    until("nobody reads it", || !support::alive(helper.unwrap().0));
+    until("containerd has cleared up", || rig.status("a").is_none());
+    rig.ctr(["container", "rm", "a"]);
+}
+
+fn terminal() -> (std::os::fd::OwnedFd, String) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    (master, name)
+}
+
+#[test]
+fn a_log_outlives_a_while_in_which_no_process_can_be_started() {
+    let rig = Rig::new();
+    let log = rig.dir.join("log-of-a");
+    let uri = format!("file://{}", log.display());
+    let script = "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.05; done";
+    rig.ctr([
+        "run",
+        "-d",
+        "--runtime",
+        support::CLEAT,
+        "--log-uri",
+        &uri,
+        support::IMAGE,
+        "a",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let shim = rig.shim();
+    let lines = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+    until("it writes", || lines() > 3);
+    let limit = |what: &str| {
+        let status = std::process::Command::new("prlimit").args(["--pid", &shim.to_string(), what]).status();
+        assert!(status.unwrap().success());
+    };
+    limit("--nofile=4:");
+    for helper in writers(shim) {
+        support::kill(helper, libc::SIGKILL);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    limit("--nofile=1024:");
+    let before = lines();
+    until("it writes again", || lines() > before + 3);
     rig.remove("a");
 }
