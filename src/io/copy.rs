@@ -48,6 +48,8 @@ const SILENCE: u8 = 2;
 const MEMORY: Duration = Duration::from_millis(100);
 /// How long a sink may be full before the source is spooled. Less than what a writer in the container should wait.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// How often a stream that was refused for the shim's total looks whether others keep less now.
+const OTHERS_LOOK: Duration = Duration::from_millis(500);
 /// Pause when a source says that it is ready and has nothing, over and over (a fifo between two writers).
 const SPURIOUS_PAUSE: Duration = Duration::from_millis(10);
 /// Pauses between looks at a console that nobody has open, where we cannot keep it open ourselves. They grow.
@@ -289,6 +291,7 @@ impl Copy {
         let writable = sink.registered().ok()?;
         let readable = source.map(|source| source.registered()).transpose().ok()?;
         let may_spool = !self.spooling.get() && self.spool.borrow().is_on();
+        let waits_for_others = self.spooling.get() && self.spool.borrow().waits_for_others();
         tokio::select! {
             ready = writable.writable() => {
                 let mut ready = ready.ok()?;
@@ -305,6 +308,7 @@ impl Copy {
                 self.spooling.set(true);
                 Some(self.pump())
             }
+            () = tokio::time::sleep(OTHERS_LOOK), if waits_for_others => Some(self.pump()),
             () = self.let_go.notified() => Some(Progress::Busy),
         }
     }

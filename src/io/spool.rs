@@ -215,6 +215,11 @@ impl Spool {
         usize::try_from(room).unwrap_or(usize::MAX)
     }
 
+    /// Whether it would take more if others of the shim kept less.
+    pub(super) fn waits_for_others(&self) -> bool {
+        self.room() == 0 && self.tail.is_empty() && self.len() < self.policy.bound
+    }
+
     /// How much this stream may keep now, in all.
     fn may_keep(&self) -> u64 {
         let Policy { bound, when_full, total, .. } = self.policy;
