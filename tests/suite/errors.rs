@@ -236,7 +236,7 @@ fn a_logging_program_that_is_not_there() {
 
 #[test]
 fn an_output_path_that_is_none() {
-    let text = create(|request| request.stdout = "file://relative/path".into());
+    let text = create(|request| request.stdout = "relative/path".into());
     assert_told(&text, "invalid stdout path", "an_output_path_that_is_none");
 }
 
