@@ -853,13 +853,10 @@ impl Shim {
             Ok((process.pid, owned.runtime.clone(), owned.cgroup.clone(), owned.keeps_record))
         })??;
         let number = signal.to_string();
-        if exec.is_none() && all {
-            let arguments = ["kill", "--all", id.as_str(), &number];
-            return self.runtimes.command(&runtime, &arguments).await.map_err(kill_failure);
-        }
-        if exec.is_none() && !is_exact {
-            // What the pid is of, this runtime alone knows: with gVisor's it is the sandbox's.
-            let arguments = ["kill", id.as_str(), &number];
+        // What the pid is of, a runtime that is not known alone knows: with gVisor's it is the sandbox's.
+        if exec.is_none() && (all || !is_exact) {
+            let words: &[&str] = if all { &["kill", "--all"] } else { &["kill"] };
+            let arguments = [words, &[id.as_str(), &number]].concat();
             return self.runtimes.command(&runtime, &arguments).await.map_err(kill_failure);
         }
         let key = ProcessKey { container: id.clone(), exec: exec.cloned() };

@@ -274,10 +274,9 @@ impl V1 {
         let last = self.tree.get();
         let own = own_kills.saturating_sub(last.own_kills);
         self.forget_notices();
-        let (mut kills, mut size) = (0, 0);
+        let (mut kills, mut size) = (own_kills, 1);
         let is_whole = self.noticed.get().is_some()
-            && v1_tree(&self.directory, MAX_DEPTH, &mut kills, &mut size).is_ok()
-            && size > 0;
+            && v1_below(&self.directory, MAX_DEPTH, &mut kills, &mut size).is_ok();
         let (now, new) = if !is_whole {
             (Tree { own_kills, kills: last.kills + own, size: last.size }, own)
         } else {
@@ -414,14 +413,8 @@ fn v1_field(text: &[u8]) -> io::Result<u64> {
     field(text, "oom_kill").ok_or_else(|| io::Error::other("memory.oom_control does not count kills"))
 }
 
-/// The kills of a cgroup and of all below it, and how many there are. What goes meanwhile is no error; that nothing can be read is.
-fn v1_tree(directory: &Path, depth: usize, kills: &mut u64, found: &mut usize) -> io::Result<()> {
-    match v1_kills(directory) {
-        Ok(own) => *kills += own,
-        Err(e) if is_absent(&e) || e.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
-        Err(e) => return Err(e),
-    }
-    *found += 1;
+/// Adds the kills of all cgroups below one, and how many there are. What goes meanwhile is no error; that nothing can be read is.
+fn v1_below(directory: &Path, depth: usize, kills: &mut u64, found: &mut usize) -> io::Result<()> {
     if depth == 0 {
         return Ok(());
     }
@@ -433,9 +426,16 @@ fn v1_tree(directory: &Path, depth: usize, kills: &mut u64, found: &mut usize) -
         if *found >= MAX_BELOW {
             break;
         }
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            v1_tree(&entry.path(), depth - 1, kills, found)?;
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
         }
+        match v1_kills(&entry.path()) {
+            Ok(own) => *kills += own,
+            Err(e) if is_absent(&e) || e.raw_os_error() == Some(libc::ENODEV) => continue,
+            Err(e) => return Err(e),
+        }
+        *found += 1;
+        v1_below(&entry.path(), depth - 1, kills, found)?;
     }
     Ok(())
 }

@@ -146,7 +146,7 @@ impl Caller {
         command.arg("--pid-file").arg(runtime.bundle.join(INIT_PID)).args(arguments).arg(id.as_str());
         let birth = self.reaper.birth();
         let log = runtime.bundle.join("log.json");
-        let result = self.run(command, log, stdio, LONG, None, naming).await;
+        let result = self.run(command, log, stdio, LONG, None, naming).await.map(drop);
         self.born();
         (result, birth)
     }
@@ -156,7 +156,7 @@ impl Caller {
         let mut command = runtime.command();
         command.arg("checkpoint").args(arguments).arg(id.as_str());
         let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, None, None).await
+        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, None, None).await.map(drop)
     }
 
     /// `exec --detach`, until the runtime has named the process in its pid file. Its errors go to a log of its own, so that concurrent execs do not
@@ -176,7 +176,7 @@ impl Caller {
         let mut command = runtime.command_logging_to(&log);
         command.arg("exec").arg("--pid-file").arg(&pid_file).args(arguments).arg("--detach").arg(id.as_str());
         let birth = self.reaper.birth();
-        let result = self.run(command, log.clone(), stdio, LONG, Some(cut_short), naming).await;
+        let result = self.run(command, log.clone(), stdio, LONG, Some(cut_short), naming).await.map(drop);
         self.born();
         let _ = std::fs::remove_file(log);
         (result, birth)
@@ -187,7 +187,9 @@ impl Caller {
         let mut command = runtime.command();
         command.args(["start", id.as_str()]);
         let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, Some(cut_short), None).await
+        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, Some(cut_short), None)
+            .await
+            .map(drop)
     }
 
     /// `delete`, which also runs hooks.
@@ -199,7 +201,7 @@ impl Caller {
         }
         command.arg(id.as_str());
         let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, None, None).await
+        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, None, None).await.map(drop)
     }
 
     /// Any other command: kill, pause, resume.
@@ -207,7 +209,7 @@ impl Caller {
         let mut command = runtime.command();
         command.args(arguments);
         let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: None }, SHORT, None, None).await
+        self.run(command, log, CallStdio::Captured { stdin: None }, SHORT, None, None).await.map(drop)
     }
 
     /// `update --resources -`, with the resources on stdin.
@@ -217,7 +219,7 @@ impl Caller {
         let mut command = runtime.command();
         command.args(["update", "--resources", "-", id.as_str()]);
         let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: Some(stdin) }, SHORT, None, None).await
+        self.run(command, log, CallStdio::Captured { stdin: Some(stdin) }, SHORT, None, None).await.map(drop)
     }
 
     /// Pids of all processes of the container, as the runtime knows them (`ps --format json`).
@@ -226,7 +228,7 @@ impl Caller {
         command.args(["ps", "--format", "json", id.as_str()]);
         let log = runtime.bundle.join("log.json");
         let stdio = CallStdio::Captured { stdin: None };
-        let output = self.run_captured(command, log, stdio, SHORT, None, None).await?;
+        let output = self.run(command, log, stdio, SHORT, None, None).await?;
         let text = output.map(|file| written(&file, MAX_PIDS)).unwrap_or_default();
         // Warnings may come first.
         let list = text.iter().position(|byte| *byte == b'[').map_or(&[][..], |at| &text[at..]);
@@ -237,20 +239,8 @@ impl Caller {
         })
     }
 
-    async fn run(
-        &self,
-        command: Program,
-        log: PathBuf,
-        stdio: CallStdio,
-        deadline: Duration,
-        cut_short: Option<CancelToken>,
-        naming: Option<Naming>,
-    ) -> Result<(), Failure> {
-        self.run_captured(command, log, stdio, deadline, cut_short, naming).await.map(drop)
-    }
-
     /// Returns the file that has captured the output, if one has.
-    async fn run_captured(
+    async fn run(
         &self,
         command: Program,
         log: PathBuf,
