@@ -216,6 +216,9 @@ pub(crate) struct Doctor {
     pub(crate) places: Places,
 }
 
+/// containerd's state directory of a node.
+pub(crate) const STATE: &str = "/run/containerd";
+
 /// Where things are, if not where everybody has them.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Places {
@@ -225,8 +228,8 @@ pub(crate) struct Places {
     /// containerd's socket
     #[arg(long, default_value = "/run/containerd/containerd.sock")]
     pub(crate) address: PathBuf,
-    /// containerd's state directory
-    #[arg(long, default_value = "/run/containerd")]
+    /// containerd's state directory. With another one than the node's, doctor speaks of its shims only
+    #[arg(long, default_value = STATE)]
     pub(crate) state: PathBuf,
     /// The shims' socket directory
     #[arg(long, default_value = "/run/containerd/s")]

@@ -338,7 +338,7 @@ fn scar_16_a_pod_that_logs_does_not_feel_that_containerd_stands_still() {
     let id = cri.container(&pod, "talks", "app", &streams::megabyte_a_second(lines), json!({}));
     let root = format!("/proc/{}/root", cri.rig.init(&id));
     std::thread::sleep(std::time::Duration::from_millis(500));
-    kill(cri.rig.containerd_pid(), libc::SIGSTOP);
+    crate::support::stop(cri.rig.containerd_pid());
     std::thread::sleep(streams::away());
     kill(cri.rig.containerd_pid(), libc::SIGCONT);
     until("the container has written all", || !read_all(format!("{root}/slowest")).is_empty());

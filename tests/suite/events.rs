@@ -51,7 +51,7 @@ fn scar_53_events_wait_while_containerd_is_stopped() {
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     let containerd = rig.containerd_pid();
-    kill(containerd, libc::SIGSTOP);
+    crate::support::stop(containerd);
     for i in 0..50 {
         assert_eq!(direct.exec_to_end("a", &format!("e{i}"), &format!("exit {i}")), i);
     }
@@ -107,7 +107,7 @@ fn scar_53_five_thousand_exits_while_containerd_is_stopped_for_ten_minutes() {
     let rig = Rig::new();
     let events = rig.events();
     rig.run("a", &["sleep", "100000"]);
-    kill(rig.containerd_pid(), libc::SIGSTOP);
+    crate::support::stop(rig.containerd_pid());
     let begun = std::time::Instant::now();
     std::thread::scope(|scope| {
         for worker in 0..8u32 {

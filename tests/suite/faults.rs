@@ -125,7 +125,7 @@ fn scar_55_the_true_status_survives_the_shim() {
     let events = rig.events();
     rig.run("a", &["sh", "-c", "sleep 0.5; exit 7"]);
     let (shim, containerd) = (rig.shim(), rig.containerd_pid());
-    kill(containerd, libc::SIGSTOP);
+    support::stop(containerd);
     let exit = rig.bundle("a").join("exit");
     until("the exit is written down", || exit.exists());
     kill(shim, libc::SIGKILL);

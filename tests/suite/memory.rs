@@ -59,7 +59,7 @@ fn kills_without_end_are_few_events_while_containerd_is_deaf() {
     rig.run_with(&["--runtime", CLEAT, "--memory-limit", LIMIT], "a", &["sh", "-c", script]);
     events.wait_for("oom", 1);
     let (_, counter) = memory(&rig, "a");
-    kill(rig.containerd_pid(), libc::SIGSTOP);
+    support::stop(rig.containerd_pid());
     let before = kills(&counter);
     until("it is killed over and over", || kills(&counter) > before + 15);
     let mut direct = rig.direct("a");

@@ -214,7 +214,7 @@ fn scar_16_a_container_that_logs_does_not_feel_that_its_reader_stands_still() {
     std::thread::sleep(Duration::from_millis(500));
     // ctr is the reader; `timeout` is its parent.
     let ctr = support::children(client.id())[0].0;
-    kill(ctr, libc::SIGSTOP);
+    support::stop(ctr);
     let root = format!("/proc/{}/root", rig.init("a"));
     std::thread::sleep(away());
     kill(ctr, libc::SIGCONT);

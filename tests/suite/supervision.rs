@@ -140,7 +140,7 @@ fn a_create_after_the_last_shutdown_is_refused() {
     let shim = rig.shim();
     let mut direct = rig.direct("a");
     // containerd is there and takes no events: the shim stays for them.
-    kill(rig.containerd_pid(), libc::SIGSTOP);
+    support::stop(rig.containerd_pid());
     direct.call::<api::DeleteResponse>("Delete", &process("a", "")).unwrap();
     let shutdown = api::ShutdownRequest { id: "a".into(), now: false };
     direct.call::<Empty>("Shutdown", &shutdown).unwrap();
@@ -172,8 +172,9 @@ fn orphans_are_reaped_behind_any_number_of_living_children() {
     let mut direct = rig.direct("a");
     direct.exec_to_end("a", "e1", "i=0; while [ $i -lt 600 ]; do sleep 1000 & i=$((i+1)); done");
     until("they are the shim's", || children(shim).len() > 600);
-    direct.exec_to_end("a", "e2", "for i in 1 2 3 4 5; do sleep 3 & done");
-    // From now on something is being born, and unknown zombies may be it.
+    direct.exec_to_end("a", "e2", "for i in 1 2 3 4 5; do sleep 3 & done; sleep 0.1");
+    // From now on something is being born, and unknown zombies that are not older, by the kernel's
+    // hundredths of a second, may be it.
     add(&mut direct, "slow", "exit 0", |_| {});
     direct.send("Start", &process("a", "slow"));
     until("the runtime hangs", || {

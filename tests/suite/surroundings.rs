@@ -4,7 +4,7 @@
 //! With `CLEAT_TEST_SHIM=/usr/bin/containerd-shim-runc-v2` Go's shim runs it; where it does not pass, the test says so.
 
 use crate::support::{
-    CLEAT, IMAGE, Rig, Terminal, add, fifo, process, read_all, script, shim_binary, text, until,
+    CLEAT, IMAGE, Rig, Terminal, add, cmdline, fifo, process, read_all, script, shim_binary, text, until,
 };
 use cleat::protocol::{Empty, task as api};
 use std::{
@@ -222,6 +222,17 @@ fn signals_that_are_ignored_and_blocked() {
         "a",
         &["sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.1; done"],
     );
+    let has_trap = |line: &str| {
+        let bits = line.strip_prefix("SigCgt:\t").map(|bits| u64::from_str_radix(bits, 16));
+        matches!(bits, Some(Ok(bits)) if bits & (1 << (libc::SIGTERM - 1)) != 0)
+    };
+    // Before it is the shell it is the runtime, which catches each signal.
+    let init = rig.init("a");
+    let caught = || {
+        cmdline(init).first().is_some_and(|word| word == "sh")
+            && read_all(format!("/proc/{init}/status")).lines().any(has_trap)
+    };
+    until("it has its trap", caught);
     let mut direct = rig.direct("a");
     direct
         .call::<Empty>(

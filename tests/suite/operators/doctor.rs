@@ -112,7 +112,7 @@ fn doctor_names_what_is_wrong_and_what_to_do() {
     std::os::unix::fs::symlink(support::shim_binary(), &program).unwrap();
     doctor.is("shim", "ok", "bin/containerd-shim-cleat-v2");
     // Stopped is not dead: connect(2) succeeds.
-    kill(rig.containerd_pid(), libc::SIGSTOP);
+    support::stop(rig.containerd_pid());
     doctor.is("socket", "broken", "no answer");
     kill(rig.containerd_pid(), libc::SIGCONT);
     until("it answers again", || doctor.says("socket")["state"] == "ok");
@@ -194,7 +194,7 @@ fn doctor_sees_what_hangs_and_what_waits() {
     direct.call::<Empty>("Exec", &loud).unwrap();
     support::start(&mut direct, "loud");
     until("the spool is seen", || doctor.says("spools")["state"] == "warning");
-    kill(rig.containerd_pid(), libc::SIGSTOP);
+    support::stop(rig.containerd_pid());
     // An exit that nobody takes, and a call that does not end.
     direct
         .call::<Empty>("Exec", &support::exec_request("a", "slow", &support::process_spec(&["true"])))
@@ -202,11 +202,14 @@ fn doctor_sees_what_hangs_and_what_waits() {
     direct.send("Start", &support::process("a", "slow"));
     let shim = rig.shim().to_string();
     until("an event waits", || doctor.says("events")["state"] == "warning");
-    until("the call is seen", || doctor.says("calls")["state"] == "warning");
+    // From 30 s on.
+    support::until_within(2 * support::LONG, "the call is seen", || {
+        doctor.says("calls")["state"] == "warning"
+    });
     doctor.is("calls", "warning", "Start of a");
     doctor.is("calls", "warning", &shim);
     kill(rig.containerd_pid(), libc::SIGCONT);
-    kill(rig.shim(), libc::SIGSTOP);
+    support::stop(rig.shim());
     doctor.is("shims", "warning", &shim);
     kill(rig.shim(), libc::SIGCONT);
     std::fs::remove_file(&hold).unwrap();

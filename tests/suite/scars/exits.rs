@@ -211,7 +211,7 @@ fn scar_41_exits_that_merge_into_one_sigchld_are_all_seen() {
         })
         .collect();
     let shim = rig.shim();
-    kill(shim, libc::SIGSTOP);
+    support::stop(shim);
     pids.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
     until("they are dead", || pids.iter().all(|pid| !alive(*pid)));
     kill(shim, libc::SIGCONT);

@@ -307,7 +307,7 @@ fn scar_25_a_log_that_nobody_reads_blocks_nothing() {
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     // containerd reads the log; it is at level debug, so each call is logged.
-    kill(rig.containerd_pid(), libc::SIGSTOP);
+    support::stop(rig.containerd_pid());
     let begun = Instant::now();
     for _ in 0..5000 {
         direct.state("a", "").unwrap();

@@ -305,7 +305,7 @@ fn a_shim_that_was_held_by_the_kernel_says_so() {
     direct.send("HangForTest", &process("a", ""));
     // In the middle of a turn, with the alarm set.
     std::thread::sleep(Duration::from_millis(500));
-    support::kill(rig.shim(), libc::SIGSTOP);
+    support::stop(rig.shim());
     std::thread::sleep(Duration::from_secs(12));
     support::kill(rig.shim(), libc::SIGCONT);
     until("the watchdog speaks", || rig.log().contains("watchdog: the event loop was held for"));

@@ -17,7 +17,8 @@ pub use events::EventLog;
 pub use hung::{Disk, Mute};
 pub use place::{Place, feed};
 pub use process::{
-    alive, all as all_pids, children, cmdline, fd_count, kill, process_state, read_all, until,
+    alive, all as all_pids, children, cmdline, fd_count, kill, process_state, read_all, stop, until,
+    until_within,
 };
 pub use terminal::Terminal;
 
@@ -400,6 +401,10 @@ impl Rig {
     }
 
     fn tidy(&mut self) {
+        // A test that failed may have left somebody stopped.
+        for pid in self.containerd.iter().map(std::process::Child::id).chain(self.shims()) {
+            kill(pid, libc::SIGCONT);
+        }
         let ids: Vec<String> = self.ids();
         for id in &ids {
             let _ = self.try_ctr(["task", "rm", "-f", id]);

@@ -7,8 +7,13 @@ use std::{
 };
 
 /// Waits until something holds; panics with its name after 30 s.
-pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + super::LONG;
+pub fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_within(super::LONG, what, holds);
+}
+
+/// The same with another limit.
+pub fn until_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !holds() {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
@@ -20,6 +25,16 @@ pub fn kill(pid: u32, signal: i32) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
     // It may have ended.
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::from_named_raw(signal).unwrap());
+}
+
+/// Stops a process, and waits until each of its threads stands.
+pub fn stop(pid: u32) {
+    kill(pid, libc::SIGSTOP);
+    let stands = |stat: String| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'));
+    until("it stands", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        threads.map(|thread| read_all(thread.path().join("stat"))).all(stands)
+    });
 }
 
 /// All pids.

@@ -2,13 +2,18 @@
 
 use super::{Check, advice, ok, warning};
 use crate::{
-    args::Places,
+    args::{self, Places},
     commands::ps,
     node::{self, Kind, Shim},
     orphans, output, process,
     run_place::{self, NAMESPACE},
 };
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// A call that takes longer hangs, as a rule in the runtime.
 const LONG_CALL: Duration = Duration::from_secs(30);
@@ -20,7 +25,10 @@ const YOUNG: Duration = Duration::from_secs(10);
 const MOST_FILES: usize = 80;
 
 pub(super) async fn checks(places: &Places) -> Vec<Check> {
-    let shims = node::shims().await;
+    let mut shims = node::shims().await;
+    if places.state != Path::new(args::STATE) {
+        shims.retain(|shim| shim.bundle.starts_with(&places.state));
+    }
     let mut checks = vec![answers(&shims), versions(&shims)];
     checks.extend(connection(&shims));
     checks.push(without_shim(places, &shims));
