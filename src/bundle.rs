@@ -36,6 +36,21 @@ pub struct BundleError {
 
 /// Annotations of ours begin so.
 const OWN_ANNOTATIONS: &str = "io.containerd.cleat.";
+/// Those that change what crun does (crun(1)).
+const CRUN_ANNOTATIONS: &str = "run.oci.";
+
+/// What config.json wants of the runtime after Create.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Late {
+    /// Hooks after the start.
+    pub poststart: bool,
+    /// Hooks after the end.
+    pub poststop: bool,
+    /// A resctrl group.
+    pub intel_rdt: bool,
+    /// Something of crun's own.
+    pub crun: bool,
+}
 
 /// What Create wants to know of config.json.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,6 +64,8 @@ pub struct Traits {
     pub has_seccomp: bool,
     /// `linux.cgroupsPath`.
     pub cgroups_path: Option<String>,
+    /// What is left for the runtime.
+    pub late: Late,
     /// Its annotation `io.containerd.cleat.spool`.
     pub spool: Option<String>,
     /// Its annotation `io.containerd.cleat.native-exec`.
@@ -102,7 +119,9 @@ impl Bundle {
 
     /// What Create wants to know of config.json.
     pub fn traits(&self) -> Result<Traits, BundleError> {
-        let mut spec = self.spec(|name| name.starts_with(OWN_ANNOTATIONS))?;
+        let wants = |name: &str| name.starts_with(OWN_ANNOTATIONS) || name.starts_with(CRUN_ANNOTATIONS);
+        let mut spec = self.spec(wants)?;
+        let has_crun_annotations = spec.annotations.keys().any(|name| name.starts_with(CRUN_ANNOTATIONS));
         let has_private_pid_namespace = spec.namespaces.iter().any(|n| n.kind == "pid" && n.path.is_empty());
         let has_user_namespace = spec.namespaces.iter().any(|n| n.kind == "user");
         let is_confined = !spec.apparmor_profile.is_empty() || !spec.selinux_label.is_empty();
@@ -115,6 +134,12 @@ impl Bundle {
             may_hold_fifos: has_private_pid_namespace && !has_user_namespace && !is_confined,
             has_seccomp: spec.has_seccomp,
             cgroups_path: spec.cgroups_path,
+            late: Late {
+                poststart: spec.has_poststart,
+                poststop: spec.has_poststop,
+                intel_rdt: spec.has_intel_rdt,
+                crun: has_crun_annotations,
+            },
             spool: annotation("spool"),
             native_exec: annotation("native-exec"),
         })

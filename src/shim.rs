@@ -12,7 +12,7 @@ mod native;
 pub use checkpoint::{Checkpoint, SaveState};
 
 use crate::{
-    bundle::{Bundle, BundleError, INIT_PID, RecordedExit, exec_pid},
+    bundle::{Bundle, BundleError, INIT_PID, Late, RecordedExit, exec_pid},
     cancel::CancelToken,
     cgroups::Cgroup,
     container::{Container, Effect, Event, Exit, Notice, PidNamespace, Refusal, Status, Stdio},
@@ -22,7 +22,7 @@ use crate::{
     io::{BadPolicy, ConsoleSocket, Plan, ProcessIo, SpoolPolicy, StdioError},
     mount,
     protocol::{Mount, Timestamp, events, options::Options},
-    runtime::{self, CallStdio, Failure, Runtime},
+    runtime::{self, CallStdio, Direct, Failure, Known, Runtime},
     sys::{self, process::ExitStatus},
     tasks,
 };
@@ -46,6 +46,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 const EXIT_AFTER_DELETE: Duration = Duration::from_secs(5);
 /// How long mounting or unmounting a rootfs may take.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(120);
+/// How long the kernel may take to change a cgroup.
+const CGROUP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long `runtime exec` may go on when the container's init is dead: the init's exit waits for it, since starts are told before
 /// exits. A call that hangs must not keep a dead container running.
 const EXEC_AFTER_INIT: Duration = Duration::from_millis(500);
@@ -189,6 +191,7 @@ struct Manner {
     pid_namespace: PidNamespace,
     native_exec: bool,
     has_seccomp: bool,
+    late: Late,
 }
 
 /// What is known of a process.
@@ -235,6 +238,8 @@ struct Owned {
     oom: Option<OomGuard>,
     /// The runtime keeps its record where it was looked for (`Runtime::keeps_record`).
     keeps_record: bool,
+    /// How it is started and removed without the runtime.
+    direct: Option<Rc<Direct>>,
     /// A SIGKILL was asked for.
     is_killed_by_us: bool,
     /// Number of the last event of an out-of-memory kill.
@@ -256,6 +261,7 @@ struct Born {
     cgroup: Option<Rc<Cgroup>>,
     oom: Option<OomGuard>,
     keeps_record: bool,
+    direct: Option<Rc<Direct>>,
 }
 
 /// All containers of one shim.
@@ -306,9 +312,6 @@ impl Shim {
     pub async fn create(self: &Rc<Self>, request: Create) -> Result<u32, ShimError> {
         let reservation = self.reserve(&request)?;
         has_room_for_a_process()?;
-        if request.checkpoint.is_none() {
-            self.runtimes.expect_birth();
-        }
         // The mounting has a process of its own. Meanwhile we prepare what else is needed.
         let mounting = self.begin_mounting(&request);
         reservation.may_be_mounted.set(!request.rootfs.is_empty());
@@ -349,6 +352,7 @@ impl Shim {
             },
             native_exec: traits.native_exec.map_or(request.options.native_exec, |text| text == "true"),
             has_seccomp: traits.has_seccomp,
+            late: traits.late,
         };
         let Options { spool, spool_total, annotations, .. } = &request.options;
         let spool = SpoolPolicy::decide(spool, spool_total, annotations, traits.spool.as_deref())?;
@@ -450,7 +454,7 @@ impl Shim {
                 context: "OCI runtime create failed",
                 failure: failure.with_words(|| io.words()),
             })
-            .and_then(|()| self.adopt(request, &runtime, io, console.as_ref(), manner));
+            .and_then(|known| self.adopt(request, &runtime, io, console.as_ref(), manner, known));
         if born.is_err() && has_run {
             self.undo_create(&runtime, bundle, id).await;
         }
@@ -466,13 +470,18 @@ impl Shim {
         io: &Rc<ProcessIo>,
         console: Option<&ConsoleSocket>,
         manner: Manner,
+        known: Option<Known>,
     ) -> Result<u32, ShimError> {
         let Create { id, bundle, .. } = request;
         // A containerd that was started again during a create finds no task yet, and clears up.
         if bundle.is_gone() {
             return Err(ShimError::GivenUp(bundle.path().to_owned()));
         }
-        let born = self.born(id, bundle, runtime, io, console)?;
+        let mut born = self.born(id, bundle, runtime, io, console)?;
+        born.direct = known
+            .filter(|_| born.keeps_record)
+            .and_then(|known| runtime.direct(id, known, manner.late))
+            .map(Rc::new);
         let pid = born.pid;
         self.insert(request, runtime, io, manner, born);
         io.begin();
@@ -506,7 +515,7 @@ impl Shim {
         self.reaper
             .watch_process(pid, key)
             .map_err(|source| ShimError::Io { verb: "watch the container's init", source })?;
-        Ok(Born { pid, cgroup, oom, keeps_record })
+        Ok(Born { pid, cgroup, oom, keeps_record, direct: None })
     }
 
     /// The container is there from now on; containerd is told.
@@ -516,7 +525,7 @@ impl Shim {
         runtime: &Runtime,
         io: &Rc<ProcessIo>,
         Manner { pid_namespace, native_exec, .. }: Manner,
-        Born { pid, cgroup, oom, keeps_record }: Born,
+        Born { pid, cgroup, oom, keeps_record, direct }: Born,
     ) {
         let Create { id, bundle, options, stdio, rootfs, checkpoint } = request;
         let state = Container::new(id.clone(), bundle.path().to_owned(), pid, stdio.clone(), pid_namespace);
@@ -532,6 +541,7 @@ impl Shim {
             cgroup,
             oom,
             keeps_record,
+            direct,
             is_killed_by_us: false,
             last_oom: 0,
             life: self.lives.replace(self.lives.get() + 1),
@@ -595,17 +605,29 @@ impl Shim {
     /// Starts the init. Returns its pid.
     pub async fn start(self: &Rc<Self>, id: &Id) -> Result<u32, ShimError> {
         let transition = self.begin(id, Event::StartRequested, Verb::Start)?;
-        let (runtime, pid, cut_short) =
-            self.with(id, |owned| (owned.runtime.clone(), owned.state.init.pid, owned.start.clone()))?;
+        let pid = self.pid(id);
         let pid = if pid == 0 {
             Box::pin(self.restore(id)).await?
         } else {
-            let result = self.runtimes.start(&runtime, id, cut_short).await;
+            let result = self.start_init(id).await?;
             result.map_err(|failure| ShimError::Runtime { context: "OCI runtime start failed", failure })?;
             pid
         };
         transition.succeed(Event::Started)?;
         Ok(pid)
+    }
+
+    /// Without the runtime where that goes.
+    async fn start_init(&self, id: &Id) -> Result<Result<(), Failure>, ShimError> {
+        let (direct, gone) = self.with(id, |owned| (owned.direct.clone(), owned.exec_starts.clone()))?;
+        if let Some(direct) = direct {
+            match direct.start(&gone).await {
+                Ok(false) => {}
+                result => return Ok(result.map(drop)),
+            }
+        }
+        let (runtime, cut_short) = self.with(id, |owned| (owned.runtime.clone(), owned.start.clone()))?;
+        Ok(Box::pin(self.runtimes.start(&runtime, id, cut_short)).await)
     }
 
     /// Adds an exec; nothing runs yet. `spec` is the process spec, JSON, as the runtime is to read it.
@@ -685,7 +707,6 @@ impl Shim {
             drop(birth);
             return adopted;
         }
-        self.runtimes.expect_birth();
         let spec_name = format!("{exec}.process.json");
         match io.size() {
             // Through the runtime: by the time that we get the console, the program may have looked already.
@@ -854,6 +875,14 @@ impl Shim {
         })??;
         let number = signal.to_string();
         // What the pid is of, a runtime that is not known alone knows: with gVisor's it is the sandbox's.
+        if exec.is_none()
+            && all
+            && is_exact
+            && let Some(cgroup) = cgroup
+        {
+            let result = self.in_cgroup(cgroup, move |cgroup| signal_all(cgroup, signal)).await;
+            return result.map_err(|source| ShimError::Io { verb: "signal all processes", source });
+        }
         if exec.is_none() && (all || !is_exact) {
             let words: &[&str] = if all { &["kill", "--all"] } else { &["kill"] };
             let arguments = [words, &[id.as_str(), &number]].concat();
@@ -907,24 +936,52 @@ impl Shim {
     /// Freezes the container.
     pub async fn pause(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
         let transition = self.begin(id, Event::PauseRequested, Verb::Pause)?;
-        let runtime = self.with(id, |owned| owned.runtime.clone())?;
-        let result = self.runtimes.command(&runtime, &["pause", id.as_str()]).await;
+        let result = match self.freezable(id)? {
+            Some(cgroup) => Ok(self.in_cgroup(cgroup, Cgroup::freeze).await),
+            None => {
+                let runtime = self.with(id, |owned| owned.runtime.clone())?;
+                Err(Box::pin(self.runtimes.command(&runtime, &["pause", id.as_str()])).await)
+            }
+        };
         // It may have died meanwhile.
         let dead = self.with(id, |owned| owned.cgroup.clone().filter(|_| owned.state.init_has_exited()));
         if let Ok(Some(cgroup)) = dead {
             thaw_dead(id, &cgroup);
         }
-        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime pause failed", failure })?;
+        done(result, "OCI runtime pause failed", "freeze the container")?;
         transition.succeed(Event::Paused)
     }
 
     /// Thaws it.
     pub async fn resume(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
         let transition = self.begin(id, Event::ResumeRequested, Verb::Resume)?;
-        let runtime = self.with(id, |owned| owned.runtime.clone())?;
-        let result = self.runtimes.command(&runtime, &["resume", id.as_str()]).await;
-        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime resume failed", failure })?;
+        let result = match self.freezable(id)? {
+            Some(cgroup) => Ok(self.in_cgroup(cgroup, Cgroup::thaw).await),
+            None => {
+                let runtime = self.with(id, |owned| owned.runtime.clone())?;
+                Err(Box::pin(self.runtimes.command(&runtime, &["resume", id.as_str()])).await)
+            }
+        };
+        done(result, "OCI runtime resume failed", "thaw the container")?;
         transition.succeed(Event::Resumed)
+    }
+
+    /// The cgroup of a container whose runtime tells its state by it, as runc and crun do.
+    fn freezable(&self, id: &Id) -> Result<Option<Rc<Cgroup>>, ShimError> {
+        self.with(id, |owned| {
+            let cgroup = owned.cgroup.clone().filter(|_| owned.direct.is_some());
+            cgroup.filter(|cgroup| cgroup.directory("freezer").is_some_and(std::path::Path::exists))
+        })
+    }
+
+    /// Does something to all processes of a cgroup, in a helper.
+    async fn in_cgroup(
+        &self,
+        cgroup: Rc<Cgroup>,
+        work: impl FnOnce(&Cgroup) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        let helper = self.in_helper(|| work(&cgroup).map_err(|e| e.to_string()))?;
+        self.end_of(helper, CGROUP_DEADLINE).await.map_err(std::io::Error::other)
     }
 
     /// Changes the container's limits; `resources` is LinuxResources, JSON.
@@ -989,8 +1046,9 @@ impl Shim {
         if ran && let Ok(Some(cgroup)) = self.with(id, |owned| owned.cgroup.clone()) {
             thaw_dead(id, &cgroup);
         }
-        if !keeps_record || runtime.has_record(id) {
-            match self.runtimes.delete(&runtime, id, false).await {
+        let is_removed = ran && self.remove_directly(id).await?;
+        if !is_removed && (!keeps_record || runtime.has_record(id)) {
+            match Box::pin(self.runtimes.delete(&runtime, id, false)).await {
                 Err(failure) if !failure.is_unknown_container() => {
                     return Err(ShimError::Runtime { context: "failed to delete task", failure });
                 }
@@ -1014,6 +1072,22 @@ impl Shim {
                 .map_err(|reason| ShimError::Rootfs { context: "failed rootfs umount", reason })?;
         }
         Ok(())
+    }
+
+    /// Removes what the runtime keeps of a dead container. `false`: that is left to the runtime.
+    async fn remove_directly(&self, id: &Id) -> Result<bool, ShimError> {
+        let (direct, cgroup) = self.with(id, |owned| (owned.direct.clone(), owned.cgroup.clone()))?;
+        let (Some(direct), Some(cgroup)) = (direct.filter(|direct| direct.removes()), cgroup) else {
+            return Ok(false);
+        };
+        let removed = match self.in_helper(|| direct.remove(id, &cgroup)) {
+            Ok(helper) => self.end_of(helper, CGROUP_DEADLINE).await,
+            Err(e) => Err(format!("start a helper: {e}")),
+        };
+        if let Err(reason) = &removed {
+            log::info!("deleted by the runtime container={id}: {reason}");
+        }
+        Ok(removed.is_ok())
     }
 
     /// Deletes an exec: I/O drained and closed, pid file removed.
@@ -1119,7 +1193,12 @@ impl Shim {
     /// Kills what is left of a container whose processes share somebody else's pid namespace.
     async fn kill_rest(self: Rc<Self>, id: Id) {
         let clearing = self.under_way(&id, Verb::Clear);
-        if let Ok(runtime) = self.with(&id, |owned| owned.runtime.clone())
+        let known = self.with(&id, |owned| owned.cgroup.clone().filter(|_| owned.keeps_record));
+        if let Ok(Some(cgroup)) = known {
+            if let Err(e) = self.in_cgroup(cgroup, Cgroup::kill_all).await {
+                log::error!("kill all processes container={id}: {e}");
+            }
+        } else if let Ok(runtime) = self.with(&id, |owned| owned.runtime.clone())
             && let Err(failure) = self.runtimes.command(&runtime, &["kill", "--all", id.as_str(), "9"]).await
             && !failure.is_already_finished()
             && !failure.is_unknown_container()
@@ -1508,6 +1587,27 @@ fn has_room_for_a_process() -> Result<(), ShimError> {
     }
     let source = std::io::Error::from_raw_os_error(libc::EMFILE);
     Err(ShimError::Io { verb: "start a process", source })
+}
+
+/// How something ended that was done by us, or else by the runtime.
+fn done(
+    result: Result<std::io::Result<()>, Result<(), Failure>>,
+    context: &'static str,
+    verb: &'static str,
+) -> Result<(), ShimError> {
+    match result {
+        Ok(result) => result.map_err(|source| ShimError::Io { verb, source }),
+        Err(result) => result.map_err(|failure| ShimError::Runtime { context, failure }),
+    }
+}
+
+/// Signals what is in a cgroup.
+fn signal_all(cgroup: &Cgroup, signal: i32) -> std::io::Result<()> {
+    if signal == libc::SIGKILL {
+        return cgroup.kill_all();
+    }
+    cgroup.signal(signal);
+    Ok(())
 }
 
 fn kill_failure(failure: Failure) -> ShimError {

@@ -23,6 +23,12 @@ pub struct Spec {
     pub has_seccomp: bool,
     /// `linux.cgroupsPath`.
     pub cgroups_path: Option<String>,
+    /// There is a `linux.intelRdt`.
+    pub has_intel_rdt: bool,
+    /// There is a `hooks.poststart`, or what may be one.
+    pub has_poststart: bool,
+    /// There is a `hooks.poststop`, or what may be one.
+    pub has_poststop: bool,
 }
 
 /// One of `linux.namespaces`.
@@ -45,6 +51,7 @@ impl Spec {
             _ if is_name(name, "annotations") => spec.read_annotations(reader, &wants),
             _ if is_name(name, "process") => spec.read_process(reader),
             _ if is_name(name, "linux") => spec.read_linux(reader),
+            _ if is_name(name, "hooks") => spec.read_hooks(reader),
             _ => reader.skip(),
         })?;
         spec.has_odd_annotations |= found == Found::Other;
@@ -88,13 +95,40 @@ impl Spec {
         Ok(())
     }
 
+    /// Once named they count, whatever follows: the runtime is asked once too often.
+    fn read_hooks(&mut self, reader: &mut Reader) -> Result<(), BadJson> {
+        let (poststart, poststop) = (&mut self.has_poststart, &mut self.has_poststop);
+        reader.object(|name, reader| {
+            let is_some = |reader: &mut Reader| {
+                let mut some = false;
+                let found = reader.list(|_, reader| {
+                    some = true;
+                    reader.skip()
+                })?;
+                Ok(some || found == Found::Other)
+            };
+            match name {
+                _ if is_name(name, "poststart") => *poststart |= is_some(reader)?,
+                _ if is_name(name, "poststop") => *poststop |= is_some(reader)?,
+                _ => reader.skip()?,
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
     fn read_linux(&mut self, reader: &mut Reader) -> Result<(), BadJson> {
         let (namespaces, has_seccomp, cgroups_path) =
             (&mut self.namespaces, &mut self.has_seccomp, &mut self.cgroups_path);
+        let has_intel_rdt = &mut self.has_intel_rdt;
         let found = reader.object(|name, reader| match name {
             _ if is_name(name, "namespaces") => read_namespaces(reader, namespaces),
             _ if is_name(name, "seccomp") => {
                 *has_seccomp = reader.object(|_, reader| reader.skip())? != Found::Null;
+                Ok(())
+            }
+            _ if is_name(name, "intelRdt") => {
+                *has_intel_rdt |= reader.object(|_, reader| reader.skip())? != Found::Null;
                 Ok(())
             }
             _ if is_name(name, "cgroupsPath") => {
@@ -330,6 +364,20 @@ mod tests {
             r#"{"linux":{"namespaces":[{"type":"pid","path":"/x"},{"type":"ipc"}],"namespaces":[{"type":"pid"}]}}"#,
         );
         assert_eq!(twice.namespaces, [Namespace { kind: "pid".into(), path: "/x".into() }]);
+    }
+
+    #[test]
+    fn what_a_runtime_does_late_is_seen() {
+        let late = |config: &str| {
+            let spec = read(config);
+            (spec.has_poststart, spec.has_poststop, spec.has_intel_rdt)
+        };
+        let none = r#"{"hooks":{"prestart":[{}],"poststart":[],"poststop":null},"linux":{"intelRdt":null}}"#;
+        assert_eq!(late(none), (false, false, false));
+        assert_eq!(late(r#"{"Hooks":{"PostStart":[{}]}}"#), (true, false, false));
+        assert_eq!(late(r#"{"hooks":{"poststop":[null]},"hooks":null}"#), (false, true, false));
+        assert_eq!(late(r#"{"hooks":{"poststop":{}}}"#), (false, true, false));
+        assert_eq!(late(r#"{"linux":{"intelRdt":{}}}"#), (false, false, true));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Missing files are left out, never errors: controllers differ from node to node.
 
+mod control;
 mod files;
 mod oom;
 mod path;

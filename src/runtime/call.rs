@@ -1,6 +1,10 @@
 //! One call of the runtime: spawned, awaited, killed at its deadline.
 
-use super::{Failure, Runtime, ahead::Ahead, naming::Naming};
+use super::{
+    Failure, Runtime,
+    identity::{self, FileId, Known},
+    naming::Naming,
+};
 use crate::{
     bundle::{INIT_PID, exec_pid},
     cancel::CancelToken,
@@ -16,6 +20,8 @@ use crate::{
 };
 use rustix::fs::SealFlags;
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     future::Future,
     io,
     os::fd::{AsFd, OwnedFd},
@@ -29,23 +35,14 @@ use std::{
 const LONG: Duration = Duration::from_secs(600);
 /// Time for everything else.
 const SHORT: Duration = Duration::from_secs(60);
-/// After the end of a call, its answer has gone out.
-const ANSWERED: Duration = Duration::from_millis(2);
+/// Most runtimes that are remembered: more than any configuration has.
+const MAX_RUNTIMES: usize = 16;
 /// As much of its output goes into an error.
 const TAIL: u64 = 8 << 10;
 /// Longest list of pids.
 const MAX_PIDS: u64 = 1 << 20;
 /// Most bytes of output that a call may produce; what it writes beyond fails with EPERM. Sparse: only what is written costs.
 const MAX_CAPTURED: u64 = 16 << 20;
-
-/// Whether a call may leave a process behind that is to be a container's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Births {
-    /// create, restore, exec.
-    Possible,
-    /// All others.
-    None,
-}
 
 /// Standard streams of a call.
 pub enum CallStdio {
@@ -71,36 +68,14 @@ impl CallStdio {
 /// Calls runtimes on behalf of the shim.
 pub struct Caller {
     reaper: Rc<Reaper>,
-    ahead: Ahead,
+    /// Files of runtimes, and which programs they are.
+    known: RefCell<HashMap<PathBuf, (FileId, Option<Known>)>>,
 }
 
 impl Caller {
     /// Children of these calls are reaped by `reaper`.
     pub fn new(reaper: Rc<Reaper>) -> Self {
-        Self { reaper, ahead: Ahead::default() }
-    }
-
-    /// To be called as soon as it is known that a `create` or an `exec` is to come.
-    pub fn expect_birth(&self) {
-        if self.reaper.births() < 2
-            && let Some(pid) = self.ahead.begin()
-        {
-            drop(self.reaper.watch_child(pid));
-        }
-    }
-
-    /// The helper of [`Caller::expect_birth`] is not needed after the last of the calls that it serves. It goes when that is answered: dying, it
-    /// would take the processor from us.
-    fn born(&self) {
-        if self.reaper.births() == 1
-            && let Some(pid) = self.ahead.end()
-        {
-            let reaper = Rc::clone(&self.reaper);
-            tasks::spawn("end of a helper", async move {
-                tokio::time::sleep(ANSWERED).await;
-                reaper.signal_child(pid, libc::SIGKILL);
-            });
-        }
+        Self { reaper, known: RefCell::default() }
     }
 
     /// For a call that is alone. A crowd is limited by the processors: who is answered early only makes it larger (8 at a time: 7 % fewer execs).
@@ -108,17 +83,33 @@ impl Caller {
         (self.reaper.births() == 0).then(|| Naming::expect(pid_file, runtime.record(id)).ok()).flatten()
     }
 
-    /// `create`, until the runtime has named the init in its pid file. The guard of the birth is returned as well: hold it until the new process
-    /// is watched.
+    /// `create`, until the runtime has named the init in its pid file: which program that was, if it
+    /// is known. The guard of the birth is returned as well: hold it until the new process is watched.
     pub async fn create(
         &self,
         runtime: &Runtime,
         id: &Id,
         arguments: &[&str],
         stdio: CallStdio,
-    ) -> (Result<(), Failure>, BirthGuard) {
+    ) -> (Result<Option<Known>, Failure>, BirthGuard) {
         let naming = self.naming(runtime, id, &runtime.bundle.join(INIT_PID));
-        self.make(&["create"], runtime, id, arguments, stdio, naming).await
+        let (result, birth) = self.make(&["create"], runtime, id, arguments, stdio, naming).await;
+        (result.map(|()| self.known(runtime)), birth)
+    }
+
+    /// Which program this runtime is.
+    fn known(&self, runtime: &Runtime) -> Option<Known> {
+        let (path, file) = identity::find(&runtime.binary)?;
+        if let Some((_, known)) = self.known.borrow().get(&path).filter(|(of, _)| *of == file) {
+            return *known;
+        }
+        let known = identity::known(&path);
+        let mut all = self.known.borrow_mut();
+        if all.len() >= MAX_RUNTIMES {
+            all.clear();
+        }
+        all.insert(path, (file, known));
+        known
     }
 
     /// `restore --detach`: create and start at once, from a checkpoint. Guard as with create.
@@ -147,7 +138,6 @@ impl Caller {
         let birth = self.reaper.birth();
         let log = runtime.bundle.join("log.json");
         let result = self.run(command, log, stdio, LONG, None, naming).await.map(drop);
-        self.born();
         (result, birth)
     }
 
@@ -177,7 +167,6 @@ impl Caller {
         command.arg("exec").arg("--pid-file").arg(&pid_file).args(arguments).arg("--detach").arg(id.as_str());
         let birth = self.reaper.birth();
         let result = self.run(command, log.clone(), stdio, LONG, Some(cut_short), naming).await.map(drop);
-        self.born();
         let _ = std::fs::remove_file(log);
         (result, birth)
     }

@@ -1,19 +1,22 @@
-//! The OCI runtime (runc, crun …) by its command line.
+//! The OCI runtime (runc, crun …): by its command line, and where it is known, without it.
 //!
 //! Enters: what to do with which container. Leaves: done, or a [`Failure`] in the words that clients know.
 //! Never here: container state. Never a wait without a deadline.
 
-mod ahead;
 mod call;
+mod direct;
 mod failure;
+mod identity;
 mod naming;
 mod record;
 
-pub use call::{Births, CallStdio, Caller};
+pub use call::{CallStdio, Caller};
+pub use direct::Direct;
 pub use failure::{Failure, last_error_in};
+pub use identity::{FileId, Known, find};
 
 use crate::{
-    bundle::Bundle,
+    bundle::{Bundle, Late},
     id::Id,
     protocol::options::Options,
     sys::{self, program::Program},
@@ -56,6 +59,12 @@ impl Runtime {
     /// may then be relied on, and a signal to the init's pid reaches its program.
     pub fn keeps_record(&self, id: &Id, init: u32) -> bool {
         record::names(&self.record(id), init)
+    }
+
+    /// What needs no runtime of a container that was made by a program that we know.
+    pub fn direct(&self, id: &Id, by: Known, late: Late) -> Option<Direct> {
+        let is_its = record::is_of(&self.record(id), by);
+        is_its.then(|| Direct::new(by, self.record(id), late, self.systemd_cgroup))
     }
 
     /// Whether there is a record of this container. Its absence means something only if one was seen before.

@@ -1,9 +1,11 @@
 //! Where a runtime keeps what it knows of a container, and whether it really is there.
 //!
-//! runc, crun and youki keep a directory ROOT/ID with a file that names the container's init. Of such a runtime it is known that a missing
-//! directory means an unknown container, and that a signal to the init's pid is a signal to the program. Of any other (gVisor's runsc, a
-//! script that changes `--root`) neither is known: there the runtime is asked, and told to kill.
+//! runc, crun and youki keep a directory ROOT/ID with a file that names the container's init. Of such
+//! a runtime it is known that a missing directory means an unknown container, and that a signal to
+//! the init's pid is a signal to the program. Of any other (gVisor's runsc, a script that changes
+//! `--root`) neither is known: there the runtime is asked, and told to kill.
 
+use super::Known;
 use crate::bundle::read_bounded;
 use std::path::Path;
 
@@ -24,7 +26,15 @@ pub(super) fn names(directory: &Path, pid: u32) -> bool {
 
 /// Whether runc keeps this record.
 pub(super) fn is_runcs(directory: &Path) -> bool {
-    let (file, key) = RECORDS[0];
+    is_of(directory, Known::Runc)
+}
+
+/// Whether this program keeps it.
+pub(super) fn is_of(directory: &Path, program: Known) -> bool {
+    let (file, key) = match program {
+        Known::Runc => RECORDS[0],
+        Known::Crun => RECORDS[1],
+    };
     let head = read_bounded(&directory.join(file), HEAD).unwrap_or_default();
     named(&String::from_utf8_lossy(&head), key).is_some()
 }

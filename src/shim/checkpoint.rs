@@ -144,7 +144,7 @@ impl Shim {
         let restored = result
             .map_err(|failure| ShimError::Runtime { context: "OCI runtime restore failed", failure })
             .and_then(|()| self.born(id, &bundle, &runtime, &io, console.as_ref()))
-            .and_then(|Born { pid, cgroup, oom, keeps_record }| {
+            .and_then(|Born { pid, cgroup, oom, keeps_record, .. }| {
                 self.with(id, |owned| {
                     (owned.cgroup, owned.oom, owned.keeps_record) = (cgroup, oom, keeps_record);
                 })?;

@@ -9,6 +9,7 @@ use crate::{
     id::Id,
     io::ChildEnds,
     native::{self, Compared, Known, Stage, filters},
+    runtime::{self, FileId},
     sys::{
         self,
         enter::{Left, SealedSelf},
@@ -24,13 +25,9 @@ use rustix::{
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    ffi::OsString,
     future::Future,
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     pin::pin,
     rc::Rc,
@@ -79,10 +76,6 @@ struct Version {
     file: FileId,
     compared: Option<Compared>,
 }
-
-/// Device, inode, size, time of the last change.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct FileId([i64; 5]);
 
 /// Something that one task at a time makes.
 #[derive(Default)]
@@ -177,7 +170,7 @@ impl Shim {
     /// What the runtime's version is known for; while that is not known it is asked, and this exec
     /// is the runtime's.
     fn compared(self: &Rc<Self>, runtime: &str) -> Option<Compared> {
-        let (path, file) = find(runtime)?;
+        let (path, file) = runtime::find(runtime)?;
         if let Some(known) = self.native.versions.borrow().get(&path).filter(|known| known.file == file) {
             return known.compared;
         }
@@ -531,24 +524,6 @@ fn is_apart(pid: u32) -> bool {
         _ => None,
     };
     differs("mnt") == Some(true) && differs("pid") == Some(true) && differs("user") == Some(false)
-}
-
-/// The file that a runtime's name leads to, as it is now.
-fn find(runtime: &str) -> Option<(PathBuf, FileId)> {
-    let look = |path: PathBuf| {
-        let stat = std::fs::metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
-        let number = |number: u64| i64::from_ne_bytes(number.to_ne_bytes());
-        let id =
-            [number(stat.dev()), number(stat.ino()), number(stat.size()), stat.mtime(), stat.mtime_nsec()];
-        Some((path, FileId(id)))
-    };
-    if runtime.contains('/') {
-        return look(runtime.into());
-    }
-    let path: OsString = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .filter(|directory| directory.is_absolute())
-        .find_map(|directory| look(directory.join(runtime)))
 }
 
 async fn copy_self() -> io::Result<OwnedFd> {
