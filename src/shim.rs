@@ -1046,8 +1046,9 @@ impl Shim {
         if ran && let Ok(Some(cgroup)) = self.with(id, |owned| owned.cgroup.clone()) {
             thaw_dead(id, &cgroup);
         }
-        let is_removed = ran && self.remove_directly(id).await?;
-        if !is_removed && (!keeps_record || runtime.has_record(id)) {
+        // Neither runc nor crun needs the rootfs for the rest.
+        let is_done = ran && self.remove_directly(id, &bundle, has_mounts).await?;
+        if !keeps_record || runtime.has_record(id) {
             match Box::pin(self.runtimes.delete(&runtime, id, false)).await {
                 Err(failure) if !failure.is_unknown_container() => {
                     return Err(ShimError::Runtime { context: "failed to delete task", failure });
@@ -1066,28 +1067,36 @@ impl Shim {
         if !ran {
             io.close();
         }
-        if has_mounts {
-            self.unmount(&bundle)
-                .await
-                .map_err(|reason| ShimError::Rootfs { context: "failed rootfs umount", reason })?;
+        if has_mounts && !is_done {
+            self.unmounted(self.in_helper(|| unmount_below(&bundle.rootfs()))).await?;
         }
         Ok(())
     }
 
-    /// Removes what the runtime keeps of a dead container. `false`: that is left to the runtime.
-    async fn remove_directly(&self, id: &Id) -> Result<bool, ShimError> {
+    /// The end of a helper that unmounts a rootfs.
+    async fn unmounted(&self, helper: std::io::Result<Helper>) -> Result<(), ShimError> {
+        let ended = match helper {
+            Ok(helper) => self.end_of(helper, MOUNT_DEADLINE).await,
+            Err(e) => Err(format!("start a helper: {e}")),
+        };
+        ended.map_err(|reason| ShimError::Rootfs { context: "failed rootfs umount", reason })
+    }
+
+    /// Removes what the runtime keeps of a dead container, as far as that goes, and unmounts its rootfs.
+    /// `false`: neither was tried.
+    async fn remove_directly(&self, id: &Id, bundle: &Bundle, has_mounts: bool) -> Result<bool, ShimError> {
         let (direct, cgroup) = self.with(id, |owned| (owned.direct.clone(), owned.cgroup.clone()))?;
         let (Some(direct), Some(cgroup)) = (direct.filter(|direct| direct.removes()), cgroup) else {
             return Ok(false);
         };
-        let removed = match self.in_helper(|| direct.remove(id, &cgroup)) {
-            Ok(helper) => self.end_of(helper, CGROUP_DEADLINE).await,
-            Err(e) => Err(format!("start a helper: {e}")),
-        };
-        if let Err(reason) = &removed {
-            log::info!("deleted by the runtime container={id}: {reason}");
-        }
-        Ok(removed.is_ok())
+        let rootfs = has_mounts.then(|| bundle.rootfs());
+        let helper = self.in_helper(|| {
+            // What stays is seen, and left to the runtime.
+            let _ = direct.remove(id, &cgroup);
+            rootfs.map_or(Ok(()), |rootfs| unmount_below(&rootfs))
+        });
+        self.unmounted(helper).await?;
+        Ok(true)
     }
 
     /// Deletes an exec: I/O drained and closed, pid file removed.
@@ -1116,13 +1125,7 @@ impl Shim {
     }
 
     async fn unmount(&self, bundle: &Bundle) -> Result<(), String> {
-        let rootfs = bundle.rootfs();
-        let helper = self.in_helper(|| match mount::unmount_below(&rootfs) {
-            None => Ok(()),
-            Some((point, errno)) => {
-                Err(format!("unmount {}: {}", point.display(), std::io::Error::from_raw_os_error(errno)))
-            }
-        });
+        let helper = self.in_helper(|| unmount_below(&bundle.rootfs()));
         self.end_of(helper.map_err(|e| format!("start a helper: {e}"))?, MOUNT_DEADLINE).await
     }
 
@@ -1598,6 +1601,16 @@ fn done(
     match result {
         Ok(result) => result.map_err(|source| ShimError::Io { verb, source }),
         Err(result) => result.map_err(|failure| ShimError::Runtime { context, failure }),
+    }
+}
+
+/// In a helper.
+fn unmount_below(rootfs: &std::path::Path) -> Result<(), String> {
+    match mount::unmount_below(rootfs) {
+        None => Ok(()),
+        Some((point, errno)) => {
+            Err(format!("unmount {}: {}", point.display(), std::io::Error::from_raw_os_error(errno)))
+        }
     }
 }
 

@@ -35,3 +35,4 @@ mod supervision;
 mod support;
 mod surroundings;
 mod upgrade;
+mod without_runtime;
