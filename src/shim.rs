@@ -1131,6 +1131,7 @@ impl Shim {
 
     /// Begins something that may block in the kernel, in a process of its own.
     fn in_helper(&self, work: impl FnOnce() -> Result<(), String>) -> std::io::Result<Helper> {
+        tasks::fail_point("helper");
         let (report, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let pid = sys::spawn::helper(write, work)?;
         Ok(Helper { pid, ended: Box::pin(self.reaper.watch_child(pid)), report })

@@ -59,7 +59,7 @@ fn a_verb_that_panics_leaves_the_container_as_it_was() {
     let mut direct = rig.direct("a");
     let id = api::ContainerRequest { id: "a".into() };
     let fails = |direct: &mut support::Direct, method: &str| {
-        fail_next(direct, "runtime call");
+        fail_next(direct, "helper");
         let failed = direct.call::<Empty>(method, &id).unwrap_err();
         assert_eq!(failed.code, Code::Internal as i32, "{method}: {}", failed.message);
     };

@@ -17,6 +17,8 @@ const EXEC_STARTED: Measure = Measure::less("latency", "exec until started", "ms
 const EXEC_WHOLE: Measure = Measure::less("latency", "exec, whole", "ms");
 const STATE: Measure = Measure::less("latency", "State", "ms");
 const STATS: Measure = Measure::less("latency", "Stats", "ms");
+const PAUSE: Measure = Measure::less("latency", "Pause", "ms");
+const RESUME: Measure = Measure::less("latency", "Resume", "ms");
 const KILL: Measure = Measure::less("latency", "Kill until the exit is seen", "ms");
 const DELETE: Measure = Measure::less("latency", "Delete", "ms");
 const CLEAN_UP: Measure = Measure::less("latency", "delete (the action)", "ms");
@@ -96,6 +98,12 @@ async fn life(driver: &Rc<Driver>, sample: &mut impl FnMut(Measure, f64)) -> Res
         let begun = Instant::now();
         client.process::<cleat::protocol::Empty>("Stats", &id, "").await?;
         lap(STATS, begun);
+    }
+
+    for (measure, method) in [(PAUSE, "Pause"), (RESUME, "Resume")] {
+        let begun = Instant::now();
+        client.process::<cleat::protocol::Empty>(method, &id, "").await?;
+        lap(measure, begun);
     }
 
     let begun = Instant::now();

@@ -3,6 +3,7 @@
 mod containerd;
 mod io;
 mod latency;
+mod machine;
 mod memory;
 mod report;
 mod throughput;
@@ -12,7 +13,7 @@ pub use report::{Measure, Report, chart};
 use std::{path::PathBuf, rc::Rc, str::FromStr, time::Instant};
 
 /// What can be measured.
-pub const SUBJECTS: [&str; 5] = ["latency", "memory", "throughput", "io", "containerd"];
+pub const SUBJECTS: [&str; 6] = ["latency", "machine", "memory", "throughput", "io", "containerd"];
 
 /// What to measure, and how.
 pub struct Plan {
@@ -94,6 +95,7 @@ async fn subjects(plan: &Plan, drivers: &[Rc<Driver>], report: &mut Report) -> R
     for name in &plan.subjects {
         match name.as_str() {
             "latency" => latency::measure(&subject, report).await?,
+            "machine" => machine::measure(&subject, report).await?,
             "memory" => memory::measure(&subject, report).await?,
             "throughput" => throughput::measure(&subject, report).await?,
             "io" => io::measure(&subject, report).await?,
