@@ -350,7 +350,7 @@ impl Shim {
                 true => PidNamespace::Private,
                 false => PidNamespace::Shared,
             },
-            native_exec: traits.native_exec.map_or(request.options.native_exec, |text| text == "true"),
+            native_exec: request.options.wants_native_exec(traits.native_exec.as_deref()),
             has_seccomp: traits.has_seccomp,
             late: traits.late,
         };

@@ -288,7 +288,7 @@ impl Driver {
             }],
             // Without that annotations of cleat mean nothing.
             options: (!self.annotations.is_empty()).then(|| {
-                let annotations = "spool,direct".to_owned();
+                let annotations = "spool,direct,native-exec".to_owned();
                 Any::pack(OPTIONS_URL, &Options { annotations, ..Options::default() })
             }),
             ..api::CreateTaskRequest::default()

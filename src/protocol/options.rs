@@ -87,6 +87,19 @@ pub struct Options {
     pub annotations: String,
 }
 
+impl Options {
+    /// Whether containers may set this annotation of ours.
+    fn lists(&self, annotation: &str) -> bool {
+        self.annotations.split(',').any(|word| word.trim() == annotation)
+    }
+
+    /// Whether execs need no runtime: the operator's word, or the container's annotation if he lists it.
+    pub fn wants_native_exec(&self, annotation: Option<&str>) -> bool {
+        let annotation = annotation.filter(|_| self.lists("native-exec"));
+        annotation.map_or(self.native_exec, |text| text == "true")
+    }
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

@@ -339,9 +339,12 @@ impl Siege {
             .unwrap();
         let (mounts, command) = mounts();
         let group = format!("{GROUP}=pod");
-        let mut flags = vec!["--runtime", CLEAT, "--annotation", &group];
+        let options = rig.runtime_options("native.toml", "Annotations = ['native-exec']");
+        let mut flags = vec!["--annotation", &group];
         if is_native {
-            flags.extend(["--annotation", NATIVE]);
+            flags.extend(options.iter().map(String::as_str).chain(["--annotation", NATIVE]));
+        } else {
+            flags.extend(["--runtime", CLEAT]);
         }
         flags.extend(mounts.iter().map(String::as_str));
         flags.extend(more);

@@ -1,8 +1,6 @@
 //! Execs without the runtime: what the program finds is what it finds when runc has started it.
 
-use crate::support::{
-    CLEAT, Direct, GROUP, RUNC, Rig, exec_request, fifo, process_spec, reader, text, until,
-};
+use crate::support::{CLEAT, Direct, GROUP, Rig, exec_request, fifo, process_spec, reader, text, until};
 use cleat::protocol::{Empty, task as api};
 use serde_json::{Value, json};
 use std::{
@@ -12,6 +10,8 @@ use std::{
 };
 
 const NATIVE: &str = "io.containerd.cleat.native-exec=true";
+/// What the operator says for it to count.
+const LISTED: &str = "Annotations = ['native-exec']";
 
 /// A rig whose shims have as many open files as they may: without that, or a limit in the spec, no
 /// exec is native.
@@ -20,6 +20,12 @@ fn rig() -> Rig {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     Rig::new()
+}
+
+/// Flags of a container that asks for native execs, where the operator lets it, with these options besides.
+fn asks_for_native(rig: &Rig, options: &str) -> Vec<String> {
+    let options = rig.runtime_options("native.toml", &format!("{LISTED}\n{options}\n"));
+    options.into_iter().chain(["--annotation", NATIVE].map(str::to_owned)).collect()
 }
 
 /// A container whose execs runc refuses, so they must be native; and one beside it whose execs are
@@ -36,8 +42,8 @@ fn pair_with(rig: &Rig, flags: &[&str]) -> Direct {
     std::fs::write(bin.join("runc"), script).unwrap();
     std::fs::set_permissions(bin.join("runc"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let group = format!("{GROUP}=pod");
-    let runc = text(&bin.join("runc"));
-    let native = ["--runtime", RUNC, "--runc-binary", &runc, "--annotation", &group, "--annotation", NATIVE];
+    let native = asks_for_native(rig, &format!("BinaryName = '{}'", text(&bin.join("runc"))));
+    let native: Vec<&str> = native.iter().map(String::as_str).chain(["--annotation", &group]).collect();
     rig.run_with(&[&native, flags].concat(), "pod", &["sleep", "1000"]);
     let other = ["--runtime", CLEAT, "--annotation", &group];
     rig.run_with(&[&other, flags].concat(), "other", &["sleep", "1000"]);
@@ -55,12 +61,10 @@ fn pair_with(rig: &Rig, flags: &[&str]) -> Direct {
 /// runc's; both made with these flags too.
 fn native_and_other(rig: &Rig, flags: &[&str]) -> Direct {
     let group = format!("{GROUP}=pod");
-    for (id, native) in [("pod", true), ("other", false)] {
-        let mut all = vec!["--runtime", CLEAT, "--annotation", &group];
-        if native {
-            all.extend(["--annotation", NATIVE]);
-        }
-        rig.run_with(&[&all, flags].concat(), id, &["sleep", "1000"]);
+    let native = asks_for_native(rig, "");
+    let native: Vec<&str> = native.iter().map(String::as_str).collect();
+    for (id, first) in [("pod", native.as_slice()), ("other", &["--runtime", CLEAT])] {
+        rig.run_with(&[first, &["--annotation", &group], flags].concat(), id, &["sleep", "1000"]);
     }
     rig.direct("pod")
 }
@@ -599,12 +603,8 @@ fn a_version_that_was_not_compared_starts_its_execs_itself() {
         "#!/bin/sh\n[ \"$1\" != --version ] || { echo runc version 9.9.9; exit 0; }\nexec runc \"$@\"\n";
     std::fs::write(bin.join("runc"), script).unwrap();
     std::fs::set_permissions(bin.join("runc"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let runc = text(&bin.join("runc"));
-    rig.run_with(
-        &["--runtime", RUNC, "--runc-binary", &runc, "--annotation", NATIVE],
-        "a",
-        &["sleep", "1000"],
-    );
+    let flags = asks_for_native(&rig, &format!("BinaryName = '{}'", text(&bin.join("runc"))));
+    rig.run_with(&flags.iter().map(String::as_str).collect::<Vec<_>>(), "a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     until("its version is known", || rig.log().contains("was not compared"));
     for _ in 0..3 {
@@ -654,7 +654,8 @@ fn an_exec_has_the_processors_that_runc_gives_it() {
 #[test]
 fn a_native_exec_dies_with_its_container_and_its_kills_are_told() {
     let rig = rig();
-    let flags = ["--runtime", CLEAT, "--annotation", NATIVE, "--memory-limit", "31457280"];
+    let flags = asks_for_native(&rig, "");
+    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--memory-limit", "31457280"]).collect();
     rig.run_with(&flags, "a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     until_native(&rig, &mut direct, "a");
@@ -673,4 +674,34 @@ fn a_native_exec_dies_with_its_container_and_its_kills_are_told() {
     until("the task stops", || rig.status("a").as_deref() == Some("STOPPED"));
     assert_eq!(events.of("a").last().map(String::as_str), Some("exit"), "the init's exit is the last");
     rig.remove("a");
+}
+
+// As with the other annotations: a pod cannot choose for the operator.
+#[test]
+fn a_container_cannot_choose_native_execs_where_the_operator_does_not_let_it() {
+    let rig = rig();
+    let wants = |text: &str| format!("io.containerd.cleat.native-exec={text}");
+    let cases = [
+        ("a", "", "true", false),
+        ("b", "Annotations = ['spool', 'direct']", "true", false),
+        ("c", "NativeExec = true", "false", true),
+        ("d", "NativeExec = true\nAnnotations = ['native-exec']", "false", false),
+        ("e", "Annotations = ['spool', 'native-exec']", "true", true),
+    ];
+    let group = format!("{GROUP}=pod");
+    for (id, options, annotation, _) in cases {
+        let options = rig.runtime_options(&format!("{id}.toml"), options);
+        let flags: Vec<&str> = options.iter().map(String::as_str).collect();
+        let annotation = wants(annotation);
+        let more = ["--annotation", &group, "--annotation", &annotation];
+        rig.run_with(&[&flags, more.as_slice()].concat(), id, &["sleep", "1000"]);
+    }
+    let mut direct = rig.direct("a");
+    let inspected: cleat::protocol::inspect::InspectResponse =
+        direct.call_service(cleat::protocol::inspect::SERVICE, "Inspect", &Empty {}).unwrap();
+    for (id, options, annotation, is_native) in cases {
+        let found = inspected.containers.iter().find(|container| container.id == id).unwrap();
+        assert_eq!(found.native_exec, is_native, "{options:?} {annotation}");
+    }
+    cases.iter().rev().for_each(|(id, ..)| rig.remove(id));
 }
