@@ -444,11 +444,21 @@ impl Shim {
             arguments.push("--no-new-keyring");
         }
         let stdio = CallStdio::of(io.pipes_unless_terminal(options)?);
+        let mut is_known = runtime.has_record(id);
+        if is_known && runtime.is_record_left_behind(id) {
+            Box::pin(self.clear_earlier(&runtime, id)).await;
+            is_known = runtime.has_record(id);
+        }
         let (result, birth) = self.runtimes.create(&runtime, id, &arguments, stdio).await;
         if result.is_ok() && manner.native_exec {
             self.prepare_native(id, bundle, manner.has_seccomp, runtime.binary()).await;
         }
-        let has_run = !matches!(result, Err(Failure::NotStarted { .. }));
+        // A container that the runtime knew before is somebody else's.
+        let has_run = match &result {
+            Err(Failure::NotStarted { .. }) => false,
+            Err(failure) => !(is_known && failure.is_name_taken()),
+            Ok(()) => true,
+        };
         let born = result
             .map_err(|failure| ShimError::Runtime {
                 context: "OCI runtime create failed",
@@ -460,6 +470,14 @@ impl Shim {
         }
         drop(birth);
         born
+    }
+
+    /// What was not deleted in time when its shim had died would keep the container from its name. If it cannot be deleted, create says so.
+    async fn clear_earlier(&self, runtime: &Runtime, id: &Id) {
+        log::warn!("the runtime knows an earlier container, which has ended: it is deleted container={id}");
+        if let Err(e) = self.runtimes.delete(runtime, id, true).await {
+            log::warn!("delete an earlier container={id}: {e}");
+        }
     }
 
     /// The runtime has made the container: takes its console, reads its pid, watches it, tells containerd.

@@ -8,4 +8,4 @@ mod births;
 mod reaper;
 
 pub use births::BirthGuard;
-pub use reaper::{Exited, ProcessKey, Reaper, parent_of};
+pub use reaper::{Exited, ProcessKey, Reaper, is_running, parent_of};

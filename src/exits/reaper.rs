@@ -416,6 +416,13 @@ pub fn parent_of(pid: u32) -> Option<u32> {
     with_stat(pid, |mut fields| fields.nth(1)?.parse().ok())
 }
 
+/// Whether a process is alive: this one, not a later one of the same number, where it is known when it was started (clock ticks since boot).
+pub fn is_running(pid: u32, started: Option<u64>) -> bool {
+    stat(pid).is_some_and(|(state, since)| {
+        !matches!(state, 'Z' | 'X') && started.is_none_or(|started| started == since)
+    })
+}
+
 /// State letter and start time, in clock ticks since boot, of a process (proc_pid_stat(5)).
 fn stat(pid: u32) -> Option<(char, u64)> {
     with_stat(pid, |mut fields| {

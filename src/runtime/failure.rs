@@ -63,6 +63,11 @@ impl Failure {
         self.to_string().contains("does not exist")
     }
 
+    /// Whether it says that there is a container of that name.
+    pub fn is_name_taken(&self) -> bool {
+        self.to_string().contains("already exists")
+    }
+
     /// Whether it says that the process has ended already.
     pub fn is_already_finished(&self) -> bool {
         let text = self.to_string().to_lowercase();

@@ -72,6 +72,11 @@ impl Runtime {
         self.record(id).exists()
     }
 
+    /// Whether the record is of an earlier container in the same bundle, which has ended: it keeps this one from its name.
+    pub fn is_record_left_behind(&self, id: &Id) -> bool {
+        record::is_left_behind(&self.record(id), &self.bundle)
+    }
+
     /// Where runc keeps what it knows of this container.
     fn record(&self, id: &Id) -> PathBuf {
         self.root.join(id.as_str())
