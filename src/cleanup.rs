@@ -6,7 +6,7 @@ use crate::{
     bundle::{Bundle, INIT_PID},
     cgroups::Cgroup,
     id::Id,
-    mount,
+    local, mount,
     protocol::{Timestamp, task::DeleteResponse},
     runtime::Runtime,
     start, sys,
@@ -14,6 +14,8 @@ use crate::{
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
+    io,
+    os::fd::OwnedFd,
     path::Path,
     time::{Duration, Instant},
 };
@@ -71,7 +73,12 @@ fn bundle_of(common: &Common) -> Bundle {
 fn force_delete(runtime: &Runtime, id: &Id, had_record: bool) {
     let mut command = runtime.command();
     command.args(["delete", "--force", id.as_str()]);
-    let Ok(pid) = command.start_lasting(&[]) else { return };
+    let started = match local::may_hang(&command) {
+        false => command.start_lasting(&[]),
+        // Why it could not be started nobody would hear.
+        true => null().and_then(|null| command.start_lasting_apart(&[], &null)),
+    };
+    let Ok(pid) = started else { return };
     if sys::process::reap_until(pid, Instant::now() + RUNTIME_PATIENCE).is_some() {
         return;
     }
@@ -91,17 +98,22 @@ fn force_delete(runtime: &Runtime, id: &Id, had_record: bool) {
     }
 }
 
-/// Unmounts the rootfs, in a process that may hang in the kernel.
+/// Unmounts the rootfs, in a process that may hang in the kernel. It costs a third of this action, and mostly there is nothing to unmount.
 fn unmount(rootfs: &Path, deadline: Instant) {
-    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
-    let started = null.and_then(|null| {
-        let unmount = |_: std::os::fd::BorrowedFd<'_>| drop(mount::unmount_below(rootfs));
-        sys::spawn::apart(&null, unmount).map_err(|_| rustix::io::Errno::AGAIN)
+    if mount::is_bare(rootfs) {
+        return;
+    }
+    let started = null().and_then(|null| {
+        sys::spawn::apart(&null, |_: std::os::fd::BorrowedFd<'_>| drop(mount::unmount_below(rootfs)))
     });
     match started {
         Ok(pid) => drop(sys::process::reap_until(pid, deadline)),
         Err(_) => drop(mount::unmount_below(rootfs)),
     }
+}
+
+fn null() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())?)
 }
 
 /// A runtime that was killed before it wrote its state down has left a cgroup that its `delete --force` knows nothing of, and in it

@@ -16,6 +16,7 @@ pub mod info;
 pub mod inspect;
 pub mod io;
 pub mod json;
+pub mod local;
 pub mod log;
 pub mod mount;
 pub mod native;

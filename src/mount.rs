@@ -16,6 +16,7 @@ use rustix::{
 use std::{
     ffi::{CString, OsString},
     io,
+    mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -472,6 +473,30 @@ pub fn unmount_below(root: &Path) -> Option<(PathBuf, i32)> {
         }
     }
     failed
+}
+
+/// Whether nothing is mounted on the directory `root` or below it, as far as that can be told without asking a file system that may
+/// be mounted there.
+pub fn is_bare(root: &Path) -> bool {
+    let (Some(parent), Some(name)) = (root.parent(), root.file_name()) else { return false };
+    let look = || -> rustix::io::Result<bool> {
+        let parent = rustix::fs::open(parent, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::NO_XDEV;
+        let root = rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve)?;
+        let mut buffer = [MaybeUninit::uninit(); 256];
+        let mut entries = rustix::fs::RawDir::new(root, &mut buffer);
+        while let Some(entry) = entries.next() {
+            if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    match look() {
+        Ok(is_empty) => is_empty,
+        Err(e) => e == Errno::NOENT,
+    }
 }
 
 /// After the rootfs itself has gone, mounts can only remain below it if it was a plain directory with mounts inside.

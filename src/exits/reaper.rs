@@ -4,12 +4,18 @@ use super::births::{BirthGuard, Births};
 use crate::{
     bundle::read_bounded,
     id::Id,
+    local,
     sys::{
+        fd,
         process::{self, ExitStatus},
         program::{Program, Streams},
     },
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    pipe::{PipeFlags, pipe_with},
+};
 use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
@@ -20,7 +26,10 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
-use tokio::sync::{Mutex, MutexGuard, Notify, oneshot};
+use tokio::{
+    io::Interest,
+    sync::{Mutex, MutexGuard, Notify, oneshot},
+};
 
 /// Children reaped in one go before the loop gets its turn.
 const BATCH: usize = 512;
@@ -29,6 +38,9 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// How often orphans are looked for in /proc while something is being born: that costs as much as a call.
 const ORPHAN_LOOK: Duration = Duration::from_millis(100);
+
+/// How long the file system of a program may take to give it out.
+const FILE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A container's process: its init, or an exec.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,10 +106,23 @@ impl Turn<'_> {
         streams: Streams,
         more: &[OwnedFd],
     ) -> io::Result<(u32, impl Future<Output = ExitStatus> + use<>)> {
-        let pid = program.start(&streams, more)?;
+        let told = match local::may_hang(program) {
+            false => None,
+            true => Some(pipe_with(PipeFlags::CLOEXEC)?),
+        };
+        let pid = match &told {
+            None => program.start(&streams, more)?,
+            Some((_, failed)) => program.start_dependent_apart(&streams, more, failed)?,
+        };
         // Our copies of a container's ends must not outlive this.
         drop(streams);
-        Ok((pid, self.watched(pid, true).await))
+        let reaper = self.reaper;
+        let ended = self.watched(pid, true).await;
+        if let Some((told, failed)) = told {
+            drop(failed);
+            Box::pin(reaper.becomes_program(pid, told)).await?;
+        }
+        Ok((pid, ended))
     }
 
     /// The same for a program that lives as long as its container, and longer than us if need be. Its streams are /dev/null.
@@ -110,14 +135,14 @@ impl Turn<'_> {
         Ok((pid, self.watched(pid, false).await))
     }
 
-    /// The same for one whose file may lie on a file system that hangs ([`Program::start_apart`]).
+    /// The same for one whose file may lie on a file system that hangs ([`Program::start_lasting_apart`]).
     pub async fn start_apart(
         self,
         program: &Program,
         more: &[OwnedFd],
         failed: OwnedFd,
     ) -> io::Result<(u32, impl Future<Output = ExitStatus> + use<>)> {
-        let pid = program.start_apart(more, &failed)?;
+        let pid = program.start_lasting_apart(more, &failed)?;
         drop(failed);
         Ok((pid, self.watched(pid, false).await))
     }
@@ -163,6 +188,32 @@ impl Reaper {
     /// Watches a child that we have just started and that is to end soon; the future is its exit status.
     pub fn watch_child(&self, pid: u32) -> impl Future<Output = ExitStatus> + use<> {
         self.watch(pid, true)
+    }
+
+    /// Waits until a child that was started apart has become its program, or has failed: that comes through the pipe.
+    async fn becomes_program(&self, pid: u32, told: OwnedFd) -> io::Result<()> {
+        rustix::io::ioctl_fionbio(&told, true)?;
+        let told = fd::watch(Rc::new(told), Interest::READABLE)?;
+        let mut number = [0; 4];
+        let heard = async {
+            loop {
+                let mut ready = told.readable().await?;
+                match rustix::io::read(told.get_ref(), &mut number) {
+                    Ok(0) => return Ok(()),
+                    Ok(_) => return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(number))),
+                    Err(Errno::AGAIN) => ready.clear_ready(),
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        };
+        tokio::time::timeout(FILE_PATIENCE, heard).await.unwrap_or_else(|_| {
+            self.signal_child(pid, libc::SIGKILL);
+            let seconds = FILE_PATIENCE.as_secs();
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no answer from its file system in {seconds} s"),
+            ))
+        })
     }
 
     fn watch(&self, pid: u32, is_brief: bool) -> impl Future<Output = ExitStatus> + use<> {

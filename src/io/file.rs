@@ -13,20 +13,20 @@
 
 use super::StdioError;
 use crate::{
-    bundle::read_bounded,
     exits::Reaper,
+    local,
     sys::{self, program::Program},
     tasks,
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags},
+    fs::{AtFlags, FileType, Mode, OFlags, Statx},
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType},
     pipe::{PipeFlags, pipe_with},
 };
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     ffi::OsString,
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -55,26 +55,9 @@ const SECOND: i32 = 4;
 const REPORT: i32 = 5;
 /// Said when the file is open.
 const OPEN: u8 = 1;
-/// Mounts that are known to be local.
-const MAX_KNOWN: usize = 16;
-/// File systems that answer without anybody's help.
-const LOCAL: [&str; 18] = [
-    "tmpfs", "ramfs", "rootfs", "devtmpfs", "devpts", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs",
-    "zfs", "f2fs", "bcachefs", "jfs", "erofs", "squashfs", "vfat",
-];
 /// Major number of /dev/null, /dev/zero, /dev/full (linux/major.h, MEM_MAJOR): they never wait.
 const MEMORY_DEVICES: u32 = 1;
 const NULL: u32 = 3;
-/// openat2(2): only what is in the cache (since Linux 5.12).
-const RESOLVE_CACHED: ResolveFlags = ResolveFlags::from_bits_retain(0x20);
-/// Lookups in the cache fail when something is renamed or mounted meanwhile.
-const CACHE_TRIES: u32 = 3;
-
-thread_local! {
-    /// Mount and device numbers of local file systems.
-    static KNOWN: RefCell<Vec<(u64, u32, u32)>> = const { RefCell::new(Vec::new()) };
-}
-
 /// What is to be done with a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -108,68 +91,16 @@ pub(super) async fn find(path: &Path, purpose: Purpose, reaper: &Rc<Reaper>) -> 
 
 /// `None`: somebody must be asked who may not answer.
 fn find_at_once(path: &Path, purpose: Purpose) -> rustix::io::Result<Option<Found>> {
-    let Some((place, is_cached)) = locate(path)? else { return Ok(None) };
-    let kind = kind(&place)?;
-    if is_cached && !is_local(&kind) {
+    let Some((place, is_cached)) = local::locate(path)? else { return Ok(None) };
+    let kind = local::kind(&place)?;
+    if is_cached && !local::is_local(&place, &kind) {
         return Ok(None);
     }
     open_found(&place, &kind, purpose, false).map(Some)
 }
 
-/// The place that a path leads to, and whether all of it was in the cache.
-fn locate(path: &Path) -> rustix::io::Result<Option<(OwnedFd, bool)>> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    for _ in 0..CACHE_TRIES {
-        match rustix::fs::openat2(CWD, path, flags, Mode::empty(), RESOLVE_CACHED) {
-            Ok(place) => return Ok(Some((place, true))),
-            Err(Errno::AGAIN) => {}
-            // The kernel cannot say (before 5.12), or a filter forbids to ask.
-            Err(Errno::NOSYS | Errno::INVAL | Errno::PERM) => {
-                return rustix::fs::open(path, flags, Mode::empty()).map(|place| Some((place, false)));
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(None)
-}
-
-/// Type and numbers, as the kernel has them; the file system is not asked.
-fn kind(place: &OwnedFd) -> rustix::io::Result<Statx> {
-    rustix::fs::statx(place, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::empty())
-}
-
 fn file_type(kind: &Statx) -> FileType {
     FileType::from_raw_mode(kind.stx_mode.into())
-}
-
-/// Whether its file system needs nobody's help to answer.
-fn is_local(kind: &Statx) -> bool {
-    let key = (kind.stx_mnt_id, kind.stx_dev_major, kind.stx_dev_minor);
-    KNOWN.with_borrow_mut(|known| {
-        if known.contains(&key) {
-            return true;
-        }
-        let mounts = read_bounded(Path::new("/proc/self/mountinfo"), 4 << 20).unwrap_or_default();
-        let is_local = is_local_mount(&String::from_utf8_lossy(&mounts), key);
-        if is_local {
-            if known.len() >= MAX_KNOWN {
-                known.remove(0);
-            }
-            known.push(key);
-        }
-        is_local
-    })
-}
-
-/// Looks a mount up in mountinfo (proc_pid_mountinfo(5)).
-fn is_local_mount(mounts: &str, (id, major, minor): (u64, u32, u32)) -> bool {
-    let (id, device) = (id.to_string(), format!("{major}:{minor}"));
-    mounts.lines().any(|line| {
-        let mut words = line.split(' ');
-        let is_it = words.next() == Some(&id) && words.nth(1) == Some(&device);
-        let kind = line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next());
-        is_it && kind.is_some_and(|kind| LOCAL.contains(&kind))
-    })
 }
 
 /// Opens what was found, if it is of a kind that never waits.
@@ -390,7 +321,7 @@ pub fn run() -> ExitCode {
 fn answer(path: &Path, purpose: Purpose) -> io::Result<()> {
     let socket = sys::fd::inherited(FIRST)?;
     let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).and_then(|place| {
-        let kind = kind(&place)?;
+        let kind = local::kind(&place)?;
         open_found(&place, &kind, purpose, true)
     });
     match found {

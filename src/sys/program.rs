@@ -98,12 +98,32 @@ impl Program {
         self.start_as(Bond::Lasting, &[None, None, None], more)
     }
 
-    /// The same, but we do not stand still until it has become the program, whose file system may hang. Why it did not comes through
-    /// `failed`: an error number, four bytes; that closes without a word when it has.
-    pub fn start_apart(&self, more: &[OwnedFd], failed: &OwnedFd) -> io::Result<u32> {
+    /// Like [`Program::start_lasting`], but we do not stand still until it has become the program, whose file system may hang. Why it did not
+    /// comes through `failed`: an error number, four bytes; that closes without a word when it has.
+    pub fn start_lasting_apart(&self, more: &[OwnedFd], failed: &OwnedFd) -> io::Result<u32> {
+        self.start_apart(Bond::Lasting, &[None, None, None], more, failed)
+    }
+
+    /// The same as [`Program::start`] is to [`Program::start_lasting`].
+    pub fn start_dependent_apart(
+        &self,
+        streams: &Streams,
+        more: &[OwnedFd],
+        failed: &OwnedFd,
+    ) -> io::Result<u32> {
+        self.start_apart(Bond::Dependent, streams, more, failed)
+    }
+
+    fn start_apart(
+        &self,
+        bond: Bond,
+        streams: &Streams,
+        more: &[OwnedFd],
+        failed: &OwnedFd,
+    ) -> io::Result<u32> {
         // Out of the way of the descriptors that it is born with.
         let failed = rustix::io::fcntl_dupfd_cloexec(failed, super::spawn::BEYOND)?;
-        self.become_with(Bond::Lasting, &[None, None, None], more, |becoming| {
+        self.become_with(bond, streams, more, |becoming| {
             becoming.failed = Some(failed.as_raw_fd());
             let before = super::signals::block()?;
             let child = super::spawn::forked(|| {
@@ -161,6 +181,12 @@ impl Program {
             parent: rustix::process::getpid(),
             error: 0,
         })
+    }
+
+    /// The paths that its file may have, in the order in which they are tried.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let path = |path: CString| PathBuf::from(OsString::from_vec(path.into_bytes()));
+        self.candidates().unwrap_or_default().into_iter().map(path).collect()
     }
 
     /// Whether it is there to be started.
@@ -361,7 +387,7 @@ mod tests {
     fn a_program_that_is_not_waited_for_keeps_nothing_else_and_says_why_it_failed() {
         let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let pid = shell("ls /proc/self/fd >&3").start_apart(&[theirs], &failed).unwrap();
+        let pid = shell("ls /proc/self/fd >&3").start_lasting_apart(&[theirs], &failed).unwrap();
         drop(failed);
         let read = |pipe: OwnedFd| {
             let mut bytes = Vec::new();
@@ -374,7 +400,7 @@ mod tests {
         let reap = |pid: u32| waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty()).unwrap();
         reap(pid);
         let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let pid = Program::new("/cleat-is-not-there").start_apart(&[], &failed).unwrap();
+        let pid = Program::new("/cleat-is-not-there").start_lasting_apart(&[], &failed).unwrap();
         drop(failed);
         assert_eq!(read(told), libc::ENOENT.to_ne_bytes());
         reap(pid);

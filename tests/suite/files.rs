@@ -213,6 +213,87 @@ fn what_is_opened_on_a_file_system_that_does_not_answer_stops_nobody() {
     rig.remove("a");
 }
 
+// Defence: `local::may_hang` in `Turn::start` and `cleanup::force_delete`. (Go's shim waits in a thread for as long as it takes.)
+#[test]
+fn a_runtime_on_a_file_system_that_does_not_answer_stops_nobody() {
+    let rig = Rig::new();
+    rig.run("a", &["sleep", "1000"]);
+    let mute = Mute::new(&rig.dir);
+    let runtime = text(&mute.path.join("runtime"));
+    let options = cleat::protocol::options::Options { binary_name: runtime.clone(), ..Default::default() };
+    let bundle = bundle_beside(&rig, |_| {});
+    let request = api::CreateTaskRequest {
+        id: "b".into(),
+        bundle: text(&bundle),
+        options: Some(cleat::protocol::Any::pack("containerd.runc.v1.Options", &options)),
+        ..api::CreateTaskRequest::default()
+    };
+    let mut direct = rig.direct("a");
+    let waits = direct.send("Create", &request);
+    assert_awake(&rig, "starts a runtime");
+    let (id, answer) = direct.receive();
+    assert_eq!(id, waits);
+    let message = answer.unwrap_err().message;
+    assert!(message.contains(&runtime) && message.contains("no answer from its file system"), "{message}");
+
+    // A container of a dead shim.
+    fs::write(bundle.join("options.json"), format!(r#"{{"binary_name":"{runtime}"}}"#)).unwrap();
+    fs::write(bundle.join("init.pid"), "4194304").unwrap();
+    let begun = std::time::Instant::now();
+    let mut action = std::process::Command::new(support::shim_binary());
+    action.args(["-namespace", &rig.namespace, "-id", "b", "-address", "/nowhere", "-bundle"]);
+    let answered = action.arg(&bundle).arg("delete").current_dir(&bundle).output().unwrap();
+    assert!(answered.status.success(), "{answered:?}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+
+    let shim = rig.shim();
+    drop(mute);
+    until("nobody waits any more", || crate::support::children(shim).len() <= 1);
+    rig.remove("a");
+}
+
+// Defence: `local::KNOWN` has numbers that no other mount gets, or forgets them soon.
+#[test]
+fn a_mount_in_the_place_of_a_local_one_is_not_taken_for_it() {
+    use cleat::local;
+    use rustix::fs::{AtFlags, StatxFlags};
+    let rig = Rig::new();
+    let place = rig.dir.join("mute");
+    // The numbers that mountinfo has, and whether there are others.
+    let look = || {
+        let (found, _) = local::locate(&place).unwrap().unwrap();
+        let kind = local::kind(&found).unwrap();
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let reused = rustix::fs::statx(&found, "", flags, StatxFlags::empty()).unwrap();
+        let numbers = (reused.stx_mnt_id, reused.stx_dev_major, reused.stx_dev_minor);
+        (local::is_local(&found, &kind), numbers, kind.stx_mnt_id != reused.stx_mnt_id)
+    };
+    let mut met = 0;
+    // Others on this machine mount, too.
+    for _ in 0..50 {
+        fs::create_dir(&place).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("cleat-test", &place, "tmpfs", flags, c"").unwrap();
+        let (is_local, before, has_unique) = look();
+        rustix::mount::unmount(&place, rustix::mount::UnmountFlags::empty()).unwrap();
+        assert!(is_local);
+        fs::remove_dir(&place).unwrap();
+        if !has_unique {
+            std::thread::sleep(std::time::Duration::from_millis(250));
+        }
+        let mute = Mute::new(&rig.dir);
+        let (is_local, after, _) = look();
+        drop(mute);
+        fs::remove_dir(&place).unwrap();
+        assert!(!is_local, "{before:?} {after:?}");
+        met += usize::from(before == after);
+        if met > 2 {
+            break;
+        }
+    }
+    eprintln!("the same numbers {met} times");
+}
+
 // Defence: `Logger::attend` hears a logger to its end.
 #[test]
 fn a_logger_that_says_it_is_ready_may_do_so_again() {
