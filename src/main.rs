@@ -1,4 +1,5 @@
 //! argv → one of start, delete, serve, info, version → exit code. Under the name of a helper: that helper.
+#![no_main]
 
 use cleat::{args, args::Invocation, cleanup, info, io::file, native, remedy::told, serve, start, sys};
 use std::{
@@ -6,7 +7,9 @@ use std::{
     process::ExitCode,
 };
 
-fn main() -> ExitCode {
+cleat::entry!(begin);
+
+fn begin() -> ExitCode {
     if program_name() == native::NAME {
         native::run();
     }

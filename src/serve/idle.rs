@@ -20,7 +20,7 @@ impl Idle {
         self.called.notify_one();
     }
 
-    /// After each burst of calls: trims the heap once.
+    /// After each burst of calls: trims heap and stack once.
     pub(super) async fn run(self: Rc<Self>) {
         loop {
             self.called.notified().await;
@@ -33,6 +33,7 @@ impl Idle {
             }
             crate::io::release_scratch();
             crate::sys::malloc::trim();
+            crate::sys::stack::release();
         }
     }
 }

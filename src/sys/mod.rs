@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "this is the fence: each block says why it is sound")]
 
 pub mod enter;
+pub mod entry;
 pub mod fd;
 pub mod idmap;
 pub mod loopdev;
@@ -13,4 +14,5 @@ pub mod pty;
 pub mod seccomp;
 pub mod signals;
 pub mod spawn;
+pub mod stack;
 pub mod watchdog;
