@@ -334,6 +334,27 @@ fn clocks_that_are_not_the_hosts() {
     course(&rig_unshared(&flags, |_| String::new()));
 }
 
+// For shims and runtimes that were started before, the clock of a containerd that is started in another namespace has jumped, and the other way
+// round: a process has been started at another time.
+#[test]
+fn a_clock_that_jumps_while_containerd_is_away() {
+    let mut rig = Rig::new();
+    rig.run_in_group("before", "before", &["sleep", "1000000"]);
+    rig.end_containerd(libc::SIGTERM);
+    let jump =
+        ["unshare", "--time", "--monotonic", "-1000", "--boottime", "31536000", "--fork", "--kill-child"];
+    rig.set_wrapper(&jump);
+    rig.start_containerd();
+    let output = rig.ctr(["task", "exec", "--exec-id", "e", "before", "echo", "here"]);
+    assert_eq!(output, "here\n");
+    // The first shim's group, joined from the other time.
+    rig.run_in_group("before", "beside", &["sleep", "1000000"]);
+    assert_eq!(rig.shims().len(), 1);
+    course(&rig);
+    rig.remove("beside");
+    rig.remove("before");
+}
+
 /// A system call that does not succeed: its number, an argument that must have a value for that, and the error.
 struct Taken(libc::c_long, Option<(u32, u64)>, i32);
 
@@ -475,6 +496,8 @@ fn without_inotify_instances() {
     course_without("inotify");
 }
 
+// Also what fs.pipe-user-pages-soft does when it is used up. The kernel counts the pipes of those only who have neither CAP_SYS_ADMIN nor
+// CAP_SYS_RESOURCE in the first user namespace (fs/pipe.c, `pipe_is_unprivileged_user`): of no shim that can mount there.
 #[test]
 fn without_larger_pipes_and_splice() {
     course_without("pipe-size splice");
@@ -530,4 +553,15 @@ fn a_runtime_whose_records_are_elsewhere() {
     course_with_runtime(&rig, &change_word_after("--root", &format!("word={}", elsewhere.display())));
     let left: Vec<_> = fs::read_dir(&elsewhere).unwrap().flatten().map(|entry| entry.path()).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+// Its errors are on its stderr, in its own form.
+#[test]
+fn a_runtime_that_ignores_flags_that_it_does_not_know() {
+    let ignore = "count=$#; skip=0\n\
+         while [ $count -gt 0 ]; do word=$1; shift; count=$((count - 1))\n\
+         case $word in --log|--log-format) skip=1; continue ;; esac\n\
+         if [ $skip = 1 ]; then skip=0; continue; fi\n\
+         case $word in --no-new-keyring|--no-subreaper) ;; *) set -- \"$@\" \"$word\" ;; esac; done";
+    course_with_runtime(&Rig::new(), ignore);
 }
