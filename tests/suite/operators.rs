@@ -5,6 +5,9 @@ mod gc;
 mod install;
 mod metrics;
 mod run;
+mod troubleshooting;
+
+use doctor::Doctor;
 
 use crate::support::{self, Place, Rig, Terminal, cli_binary, kill, read_all, shim_binary, until};
 use cleat::protocol::{Empty, task as api};

@@ -224,14 +224,7 @@ impl Files {
             );
         }
         if self.containerd < (2, 0) && !named.iter().any(|(name, _)| *name != command.handler) {
-            let body = match &dump {
-                Some(dump) if config::handler(dump, "runc").is_some() => runc_lines(dump, syntax),
-                _ => format!(
-                    "[plugins.{:?}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n",
-                    config::section(syntax)
-                ),
-            };
-            text = marks::append(&text, RUNC, &body);
+            text = marks::append(&text, RUNC, &runc_lines(dump.as_ref(), syntax));
         }
         if command.as_default {
             let keys = ["plugins", config::section(syntax), "containerd"];
@@ -320,13 +313,16 @@ impl Files {
                 self.check(directories.of(&self.main)?, &edits, &wanted, &[default_path(&before)])?;
             }
         }
+        // Somebody has named a handler by hand, and containerd 1.x has forgotten its own since.
+        let lacks_runc =
+            self.containerd < (2, 0) && config::missing_default(&before).is_some_and(|name| name == "runc");
         let systemd = command.systemd_cgroup || runc_uses_systemd(&before);
         let options =
             (!is_there && systemd && self.containerd.0 < 2).then(|| self.options_file(&command.handler));
         if let Some(path) = &options {
             put_options(directories.of(path)?, path)?;
         }
-        if !is_there || sets_default {
+        if !is_there || sets_default || lacks_runc {
             let attempt =
                 self.add(directories.of(&self.main)?, command, &before, is_there, systemd, sets_default);
             if attempt.is_err()
@@ -350,6 +346,9 @@ impl Files {
                 places.join(", "),
                 self.version_text
             ));
+        }
+        if lacks_runc {
+            said.push("handler runc stands beside it now: containerd 1.x had forgotten it".to_owned());
         }
         if sets_default {
             said.push("new pods without a RuntimeClass use it".to_owned());
@@ -378,6 +377,10 @@ impl Files {
         let mut wanted = config::flat(before);
         let handler = path_of(before, &format!("runtimes/{}", command.handler));
         let default = default_path(before);
+        let mut open = vec![format!("{handler}/")];
+        if config::handler(before, "runc").is_none() {
+            open.push(path_of(before, "runtimes/runc/"));
+        }
         if sets_default {
             wanted.insert(default.clone(), command.handler.clone());
         }
@@ -404,7 +407,7 @@ impl Files {
                     text = marks::append(&text, &format!("handler {}", command.handler), &lines);
                 }
                 if keeps_runc && self.containerd < (2, 0) {
-                    text = marks::append(&text, RUNC, &runc_lines(before, syntax));
+                    text = marks::append(&text, RUNC, &runc_lines(Some(before), syntax));
                 }
                 if sets_default {
                     let path = ["plugins", config::section(syntax), "containerd"];
@@ -413,7 +416,7 @@ impl Files {
                     });
                 }
                 edits.insert(target.path.clone(), Some(text));
-                match self.check(directory, &edits, &wanted, &[format!("{handler}/")]) {
+                match self.check(directory, &edits, &wanted, &open) {
                     Ok(()) => return Ok(edits),
                     Err(e) => last = e,
                 }
@@ -760,9 +763,12 @@ fn default_path(dump: &DocumentMut) -> String {
     path_of(dump, DEFAULT)
 }
 
-/// Handler `runc` as containerd has it by itself.
-fn runc_lines(before: &DocumentMut, syntax: i64) -> String {
+/// Handler `runc` as containerd has it by itself, or had it before it forgot it.
+fn runc_lines(before: Option<&DocumentMut>, syntax: i64) -> String {
     let mut lines = format!("[plugins.{:?}.containerd.runtimes.runc]\n", config::section(syntax));
+    let Some(before) = before.filter(|before| config::handler(before, "runc").is_some()) else {
+        return lines + "runtime_type = \"io.containerd.runc.v2\"\n";
+    };
     let runc = path_of(before, "runtimes/runc/");
     for (path, value) in config::flat(before) {
         let Some(key) = path.strip_prefix(&runc).filter(|key| !key.contains('/')) else { continue };

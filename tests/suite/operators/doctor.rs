@@ -10,10 +10,10 @@ use std::{
 };
 
 /// A doctor for one rig.
-struct Doctor(Vec<String>);
+pub(super) struct Doctor(Vec<String>);
 
 impl Doctor {
-    fn of(rig: &Rig) -> Self {
+    pub(super) fn of(rig: &Rig) -> Self {
         let path = |name: &str| rig.dir.join(name).to_string_lossy().into_owned();
         let words = [
             "doctor",
@@ -36,7 +36,7 @@ impl Doctor {
     }
 
     /// What it says of one thing; its exit status is that of the worst.
-    fn says(&self, what: &str) -> Value {
+    pub(super) fn says(&self, what: &str) -> Value {
         let output = output(&self.words());
         let all: Value = serde_json::from_slice(&output.stdout).unwrap();
         let text = stdout(&output);
@@ -53,7 +53,7 @@ impl Doctor {
         check
     }
 
-    fn is(&self, what: &str, state: &str, found: &str) {
+    pub(super) fn is(&self, what: &str, state: &str, found: &str) {
         let check = self.says(what);
         assert!(check["state"] == state && check["found"].as_str().unwrap().contains(found), "{check}");
     }
