@@ -8,7 +8,7 @@ use crate::{cancel::CancelToken, sys, tasks};
 use prost::Message;
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     future::Future,
     io,
     pin::Pin,
@@ -21,8 +21,11 @@ use tokio::{
     sync::Notify,
 };
 
-/// Connections at once. containerd holds one; tools and tests a few more. More are closed on arrival.
+/// Connections at once, and no more than a quarter of the open files that we may have. containerd holds one; tools and tests a few more.
+/// Beyond that one on which nothing was ever asked gives way, the oldest; where there is none, the new one is closed.
 const MAX_CONNECTIONS: usize = 256;
+/// So many may be had by the last descriptors.
+const FEW_CONNECTIONS: usize = 8;
 /// Calls of one connection that are not answered yet. A Wait is one, for as long as its process lives. More are refused.
 const MAX_CALLS: usize = 4096;
 /// Bytes of answers that wait for a client to read them. One that lets more pile up is cut off.
@@ -59,6 +62,10 @@ pub struct Load {
     pub calls: Cell<usize>,
     /// Bytes of answers that no client has read.
     pub unread: Cell<usize>,
+    /// Connections on which nothing was asked yet, oldest first.
+    silent: RefCell<BTreeMap<u64, CancelToken>>,
+    /// Connections there have been.
+    last: Cell<u64>,
 }
 
 /// Accepts connections until the returned future is dropped; connections live on until their clients go.
@@ -69,7 +76,10 @@ pub async fn serve(listener: impl Into<Rc<UnixListener>>, handler: Rc<dyn Handle
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                admit(stream, &handler, &load);
+                if admit(stream, &handler, &load) == Admitted::ForAnother {
+                    // It goes before the next one comes: its descriptor is wanted.
+                    tokio::task::yield_now().await;
+                }
                 spare = spare.or_else(sys::fd::spare);
                 has_failed = false;
             }
@@ -87,29 +97,56 @@ pub async fn serve(listener: impl Into<Rc<UnixListener>>, handler: Rc<dyn Handle
     }
 }
 
+/// What became of a client that has come.
+#[derive(PartialEq, Eq)]
+enum Admitted {
+    Yes,
+    /// In the place of one that goes now.
+    ForAnother,
+    No,
+}
+
 /// Only our own user (root) may speak, and not all at once.
-fn admit(stream: UnixStream, handler: &Rc<dyn Handler>, load: &Rc<Load>) {
+fn admit(stream: UnixStream, handler: &Rc<dyn Handler>, load: &Rc<Load>) -> Admitted {
     let own = rustix::process::geteuid().as_raw();
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == own || peer.uid() == 0 => {}
-        Ok(peer) => return log::warn!("connection refused uid={}", peer.uid()),
-        Err(e) => return log::warn!("connection refused: peer's credentials: {e}"),
+        Ok(peer) => {
+            log::warn!("connection refused uid={}", peer.uid());
+            return Admitted::No;
+        }
+        Err(e) => {
+            log::warn!("connection refused: peer's credentials: {e}");
+            return Admitted::No;
+        }
     }
-    if load.connections.get() >= MAX_CONNECTIONS {
-        return log::warn!("connection refused: {MAX_CONNECTIONS} are open");
+    let (open, most) = (load.connections.get(), MAX_CONNECTIONS.min(sys::fd::quarter()));
+    let is_full = open >= most || (open >= FEW_CONNECTIONS && sys::fd::is_one_of_the_last(&stream));
+    let mut admitted = Admitted::Yes;
+    if is_full {
+        let Some((_, silent)) = load.silent.borrow_mut().pop_first() else {
+            log::warn!("connection refused: {open} are open");
+            return Admitted::No;
+        };
+        silent.set();
+        admitted = Admitted::ForAnother;
     }
-    tasks::spawn("connection", serve_connection(stream, Rc::clone(handler), Rc::clone(load)));
+    tasks::spawn("connection", converse(stream, Rc::clone(handler), Connected::new(load)));
+    admitted
 }
 
 /// Serves one connection until its client goes, or is cut off.
 pub async fn serve_connection(stream: UnixStream, handler: Rc<dyn Handler>, load: Rc<Load>) {
-    let connection = Connected::new(&load);
+    converse(stream, handler, Connected::new(&load)).await;
+}
+
+async fn converse(stream: UnixStream, handler: Rc<dyn Handler>, connection: Connected) {
     if let Err(e) = Client::new(stream, handler, Rc::clone(&connection.shared)).run().await {
         log::debug!("connection closed: {e}");
     }
 }
 
-/// A connection that counts, however it ends.
+/// A connection that counts from its admission on, however it ends.
 struct Connected {
     load: Rc<Load>,
     shared: Rc<Shared>,
@@ -145,12 +182,21 @@ struct Shared {
     closed: Cell<bool>,
     filled: Notify,
     calls: RefCell<Vec<(u32, CancelToken)>>,
+    number: u64,
+    /// It is to go: it has asked nothing, and others come.
+    gives_way: CancelToken,
 }
 
 impl Shared {
     fn new(load: Rc<Load>) -> Self {
+        let number = load.last.get() + 1;
+        load.last.set(number);
+        let gives_way = CancelToken::default();
+        load.silent.borrow_mut().insert(number, gives_way.clone());
         Self {
             load,
+            number,
+            gives_way,
             outbox: RefCell::default(),
             unread: Cell::default(),
             closed: Cell::default(),
@@ -171,7 +217,13 @@ impl Shared {
         self.filled.notify_one();
     }
 
+    /// Something was asked.
+    fn has_spoken(&self) {
+        self.load.silent.borrow_mut().remove(&self.number);
+    }
+
     fn hung_up(&self) {
+        self.has_spoken();
         self.closed.set(true);
         self.outbox.take();
         subtract(&self.load.unread, self.unread.take());
@@ -215,6 +267,7 @@ impl Client {
                 }
                 ready = self.stream.writable(), if wants_to_write => ready?,
                 () = self.shared.filled.notified() => {}
+                () = self.shared.gives_way.wait() => return Err(io::Error::other("nothing was asked, and others come")),
             }
         }
     }
@@ -290,6 +343,7 @@ impl Client {
     }
 
     fn begin(&mut self, header: Header, body: &[u8]) {
+        self.shared.has_spoken();
         let refuse =
             |code, message: String| self.shared.answer(header.stream, Err(Status::new(code, message)));
         if header.stream.is_multiple_of(2) {

@@ -106,12 +106,31 @@ const KEPT_FREE: u64 = 32;
 /// Whether a process may be started, which takes a dozen descriptors. Not where only the last ones are left, `KEPT_FREE` or a
 /// quarter of a low limit: with those processes are killed and deleted, and a containerd that comes back is answered.
 pub fn has_room_for_a_process() -> bool {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let Some(limit) = limit else { return true };
-    let usable = limit - KEPT_FREE.min(limit / 4);
     // The lowest free number.
-    rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0)
-        .is_ok_and(|free| u64::try_from(free.as_raw_fd()).is_ok_and(|free| free < usable))
+    let free = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0);
+    limit().is_none_or(|limit| free.is_ok_and(|free| number(&free) < limit - kept_free(limit)))
+}
+
+/// Whether it is in the second half of those that are kept free.
+pub fn is_one_of_the_last(descriptor: &impl AsRawFd) -> bool {
+    limit().is_some_and(|limit| number(descriptor) >= limit - kept_free(limit) / 2)
+}
+
+/// A quarter of the descriptors that we may have.
+pub fn quarter() -> usize {
+    limit().map_or(usize::MAX, |limit| usize::try_from(limit / 4).unwrap_or(usize::MAX))
+}
+
+fn limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+fn kept_free(limit: u64) -> u64 {
+    KEPT_FREE.min(limit / 4)
+}
+
+fn number(descriptor: &impl AsRawFd) -> u64 {
+    u64::try_from(descriptor.as_raw_fd()).unwrap_or_default()
 }
 
 /// One descriptor that can be given up when there is no other.

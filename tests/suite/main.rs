@@ -22,6 +22,7 @@ mod files;
 mod hostile;
 mod io;
 mod lifecycle;
+mod limits;
 mod memory;
 mod native;
 mod nested;
