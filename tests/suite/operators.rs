@@ -5,6 +5,7 @@ mod gc;
 mod install;
 mod metrics;
 mod run;
+mod top;
 mod troubleshooting;
 
 use doctor::Doctor;

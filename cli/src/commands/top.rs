@@ -139,12 +139,23 @@ impl View {
         self.offset = 0;
     }
 
-    /// The line of keys, or what is being typed.
-    fn keys(&self) -> String {
+    /// The line of keys, or what is being typed; of a long text its end.
+    fn keys(&self, columns: usize) -> String {
+        let around = |before: &str, text: &str, after: &str| {
+            let room = columns.saturating_sub(before.chars().count() + after.chars().count());
+            let over = text.chars().count().saturating_sub(room);
+            let text: String = match over {
+                0 => text.to_owned(),
+                _ => format!("…{}", text.chars().skip(over + 1).collect::<String>()),
+            };
+            format!("{before}{text}{after}")
+        };
         match (self.typing, self.filter.as_str()) {
-            (true, text) => format!("/{text}▏ enter: keep, escape: all"),
+            (true, text) => around("/", text, "▏ enter: keep, escape: all"),
             (_, "") => "c CPU  m memory  i I/O  s shim  p pid   ↑↓ scroll  / filter  q quit".to_owned(),
-            (_, text) => format!("only {text:?}; escape: all   c m i s p sort  ↑↓ scroll  / filter  q quit"),
+            (_, text) => {
+                around("only ", text, "   escape: all  c m i s p: sort  ↑↓ scroll  / filter  q quit")
+            }
         }
     }
 }
@@ -279,7 +290,7 @@ impl Look {
             true => format!("   {}-{} of {}", view.offset + 1, view.offset + shown, figures.len()),
             false => String::new(),
         };
-        let keys = if rows == usize::MAX { String::new() } else { format!("{}{range}", view.keys()) };
+        let keys = if rows == usize::MAX { String::new() } else { view.keys(columns) };
         for Figures { row, cpu, block, stream, shim_cpu } in
             figures.into_iter().skip(view.offset).take(view.page)
         {
@@ -297,7 +308,7 @@ impl Look {
             ]);
         }
         let less_wanted = ["SHIM CPU %", "PID", "SHIM", "STATUS", "STREAMS"];
-        let mut lines = vec![text, keys];
+        let mut lines = vec![text + &range, keys];
         lines.extend(table.fit(columns, &less_wanted).lines());
         lines
     }

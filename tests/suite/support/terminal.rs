@@ -67,6 +67,16 @@ impl Terminal {
         }
     }
 
+    /// All that was shown.
+    pub fn shown(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.seen)
+    }
+
+    /// Waits for more, and reads it.
+    pub fn read_more(&mut self) {
+        assert!(self.read() > 0, "it ended: {}", self.shown());
+    }
+
     /// Reads to the end: all that was shown, and how the program ended.
     pub fn end(mut self) -> (String, ExitStatus) {
         while self.read() > 0 {}
