@@ -1,5 +1,5 @@
 //! argv → one of start, delete, serve, info, version → exit code. Under the name of a helper: that helper.
-#![no_main]
+#![cfg_attr(target_env = "gnu", no_main)]
 
 use cleat::{args, args::Invocation, cleanup, info, io::file, native, remedy::told, serve, start, sys};
 use std::{
@@ -7,7 +7,14 @@ use std::{
     process::ExitCode,
 };
 
+#[cfg(target_env = "gnu")]
 cleat::entry!(begin);
+
+/// Elsewhere only the standard library's `main` knows the arguments.
+#[cfg(not(target_env = "gnu"))]
+fn main() -> ExitCode {
+    begin()
+}
 
 fn begin() -> ExitCode {
     if program_name() == native::NAME {

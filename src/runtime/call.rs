@@ -11,6 +11,7 @@ use crate::{
     exits::{BirthGuard, Reaper},
     id::Id,
     io::ChildEnds,
+    local,
     sys::{
         self,
         process::ExitStatus,
@@ -99,6 +100,9 @@ impl Caller {
 
     /// Which program this runtime is.
     fn known(&self, runtime: &Runtime) -> Option<Known> {
+        if local::may_hang(&Program::new(&runtime.binary)) {
+            return None;
+        }
         let (path, file) = identity::find(&runtime.binary)?;
         if let Some((_, known)) = self.known.borrow().get(&path).filter(|(of, _)| *of == file) {
             return *known;
