@@ -457,7 +457,7 @@ impl Shim {
         let has_run = match &result {
             Err(Failure::NotStarted { .. }) => false,
             Err(failure) => !(is_known && failure.is_name_taken()),
-            Ok(()) => true,
+            Ok(_) => true,
         };
         let born = result
             .map_err(|failure| ShimError::Runtime {
