@@ -13,6 +13,10 @@ use crossterm::{
     execute,
     terminal::{self, ClearType},
 };
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 use std::{
     collections::HashMap,
     io::{IsTerminal, Write},
@@ -54,8 +58,12 @@ pub(super) async fn run(command: Top) -> Result<ExitCode> {
             if let Some(now) = &now {
                 screen.draw(|columns, rows| Look::lines(now, &before, &mut view, columns, rows))?;
             }
-            if !event::poll(until.saturating_duration_since(Instant::now()))? {
-                break;
+            let left = until.saturating_duration_since(Instant::now());
+            match wait_for_key(left)? {
+                Waited::Gone => return Ok(ExitCode::SUCCESS),
+                Waited::Key => {}
+                Waited::Nothing if left.is_zero() => break,
+                Waited::Nothing => continue,
             }
             if let Event::Key(key) = event::read()?
                 && view.press(key)
@@ -73,6 +81,28 @@ pub(super) async fn run(command: Top) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     }
+}
+
+enum Waited {
+    Key,
+    /// Until the end of the time, or for a change of the terminal's size.
+    Nothing,
+    /// The terminal was closed.
+    Gone,
+}
+
+/// Waits for a key. crossterm would read the end of a terminal that is closed again and again.
+fn wait_for_key(limit: Duration) -> Result<Waited> {
+    let stdin = rustix::stdio::stdin();
+    let mut asked = [PollFd::new(&stdin, PollFlags::IN)];
+    match poll(&mut asked, Some(&Timespec::try_from(limit)?)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    if asked[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+        return Ok(Waited::Gone);
+    }
+    Ok(if event::poll(Duration::ZERO)? { Waited::Key } else { Waited::Nothing })
 }
 
 /// What of it is shown, and how.

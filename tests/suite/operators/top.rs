@@ -1,7 +1,7 @@
 //! `cleat top` on a terminal of 80 columns and 24 rows.
 
 use super::cleat;
-use crate::support::{CLEAT, Rig, Terminal};
+use crate::support::{CLEAT, Rig, Terminal, until};
 
 const DOWN: &[u8] = b"\x1b[B";
 const UP: &[u8] = b"\x1b[A";
@@ -171,4 +171,12 @@ fn top_sorts_by_each_of_its_keys() {
     for number in 0..3 {
         rig.remove(&id(number));
     }
+}
+
+#[test]
+fn it_ends_with_its_terminal() {
+    let mut terminal = Terminal::spawn(cleat(&["top", "--interval", "60"]));
+    terminal.read_until("\x1b[J");
+    let mut top = terminal.hang_up();
+    until("it has ended", || top.try_wait().unwrap().is_some());
 }

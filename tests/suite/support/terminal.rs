@@ -83,6 +83,11 @@ impl Terminal {
         (String::from_utf8_lossy(&self.seen).into_owned(), self.child.wait().unwrap())
     }
 
+    /// Closes it; the program goes on without.
+    pub fn hang_up(self) -> Child {
+        self.child
+    }
+
     /// 0 at the end, of which a master is told by EIO (pty(7)): twice, for what was written just before the end may come after the first
     /// (drivers/tty/n_tty.c, `n_tty_read`).
     fn read(&mut self) -> usize {
