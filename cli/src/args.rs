@@ -216,6 +216,8 @@ pub(crate) struct Doctor {
     pub(crate) places: Places,
 }
 
+/// containerd's configuration of a node.
+pub(crate) const CONFIG: &str = "/etc/containerd/config.toml";
 /// containerd's state directory of a node.
 pub(crate) const STATE: &str = "/run/containerd";
 
@@ -223,7 +225,7 @@ pub(crate) const STATE: &str = "/run/containerd";
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Places {
     /// containerd's configuration
-    #[arg(long, default_value = "/etc/containerd/config.toml")]
+    #[arg(long, default_value = CONFIG)]
     pub(crate) config: PathBuf,
     /// containerd's socket
     #[arg(long, default_value = "/run/containerd/containerd.sock")]
@@ -271,6 +273,9 @@ pub(crate) struct Run {
     /// Print the shim's log, on stderr
     #[arg(long)]
     pub(crate) debug: bool,
+    /// As `docker run` has it; the container is always removed at its end
+    #[arg(long, hide = true)]
+    pub(crate) rm: bool,
     /// Kill and remove the container --id, left by a `cleat run` that was killed; with a bundle, run that then
     #[arg(long, requires = "id")]
     pub(crate) remove: bool,
@@ -318,7 +323,7 @@ pub(crate) struct Install {
     #[arg(long, default_value = "containerd")]
     pub(crate) containerd: PathBuf,
     /// containerd's configuration
-    #[arg(long, default_value = "/etc/containerd/config.toml")]
+    #[arg(long, default_value = CONFIG)]
     pub(crate) config: PathBuf,
 }
 

@@ -1,7 +1,7 @@
 //! `cleat install`.
 
 use crate::{
-    args::Install,
+    args::{CONFIG, Install},
     config::{self, Version},
     install::{
         marks,
@@ -271,6 +271,11 @@ impl Files {
 
     fn write(mut self, command: &Install) -> Result<Vec<String>> {
         let shim = shim(command)?;
+        // A new file is for containerd's own place, or beside something that is there; else it is a slip, and containerd would not read it.
+        let directory = self.main.parent().filter(|directory| !directory.as_os_str().is_empty());
+        if command.config != Path::new(CONFIG) && directory.is_some_and(|directory| !directory.is_dir()) {
+            bail!("--config {}: there is no such directory", self.named.display());
+        }
         let mut directories = Directories::default();
         directories.of(&self.main)?;
         // As it is now that nobody else is at it.

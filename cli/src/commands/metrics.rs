@@ -6,7 +6,7 @@ use crate::{
     node::{self, Kind, Shim},
     output,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::{
     cell::Cell,
     fmt::Write as _,
@@ -34,6 +34,9 @@ pub(super) async fn run(command: Metrics) -> Result<ExitCode> {
         output::print(&[page().await.trim_end().to_owned()])?;
         return Ok(ExitCode::SUCCESS);
     };
+    if !address.starts_with("unix:") && !address.contains(':') {
+        bail!("--listen {address}: ADDRESS:PORT or unix:PATH");
+    }
     let failed = || format!("listen on {address}");
     let server = Rc::new(Server::default());
     if let Some(path) = address.strip_prefix("unix:") {

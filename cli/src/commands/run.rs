@@ -101,6 +101,9 @@ impl Place {
     fn new(id: &Id, command: &Run, shim: &Path) -> Result<Self> {
         let bundle = command.bundle.clone().unwrap_or_default();
         let source = fs::canonicalize(&bundle).with_context(|| format!("bundle {}", bundle.display()))?;
+        if !source.is_dir() {
+            bail!("bundle {} is a file: name the directory that it lies in", bundle.display());
+        }
         let path = source.join("config.json");
         let text = cleat::bundle::read_bounded(&path, 16 << 20)
             .with_context(|| format!("read {} (make one with `runc spec`)", path.display()))?;

@@ -166,6 +166,18 @@ fn doctor_asks_the_containerd_that_runs_for_its_handlers() {
         let alone = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.cleat]\nruntime_type = \"io.containerd.cleat.v2\"\n";
         std::fs::write(&config, format!("{text}{alone}")).unwrap();
         doctor.is("handler", "broken", "CRI plugin does not start");
+        // As README.md tells for containerd 2; and above the line `version`, which is another table's then.
+        let newer = alone.replace("grpc.v1.cri", "cri.v1.runtime");
+        for wrong in [format!("{text}{newer}"), format!("{alone}{text}")] {
+            std::fs::write(&config, wrong).unwrap();
+            doctor.is("handler", "warning", "does not look for it");
+        }
+        std::fs::write(&config, format!("{text}# {newer}").replace("\nruntime_type", "\n# runtime_type"))
+            .unwrap();
+        assert!(!doctor.says("handler")["found"].as_str().unwrap().contains("does not look for it"));
+        std::fs::write(&config, format!("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n{text}"))
+            .unwrap();
+        doctor.is("handler", "warning", "switches the CRI plugin off");
     }
 }
 

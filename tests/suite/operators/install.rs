@@ -305,6 +305,20 @@ fn imported_files_are_where_containerd_looks() {
 }
 
 #[test]
+fn a_slip_in_the_path_makes_no_file() {
+    let place = Place::new("slip");
+    let path = place.dir.join("contanerd/config.toml");
+    let words =
+        ["install", "--containerd", &containerd_binary(), "--write", "--config", path.to_str().unwrap()];
+    let refused = output(&words);
+    assert!(
+        !refused.status.success() && stderr(&refused).contains("there is no such directory"),
+        "{refused:?}"
+    );
+    assert!(!path.parent().unwrap().exists());
+}
+
+#[test]
 fn a_file_that_would_not_do_is_not_put_in_place() {
     // Docker's packages bring this one.
     let node = Node::with("docker", "#disabled\ndisabled_plugins = [\"cri\"]\n");

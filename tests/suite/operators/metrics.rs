@@ -1,6 +1,6 @@
 //! `cleat metrics`.
 
-use super::{Follower, cleat, stderr, stdout, succeeds};
+use super::{Follower, cleat, output, stderr, stdout, succeeds};
 use crate::support::{Rig, until};
 use std::{
     io::{Read, Write},
@@ -15,6 +15,8 @@ fn metrics_are_prometheus_text_and_served_over_a_socket() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let pid = rig.shim().to_string();
+    let refused = output(&["metrics", "--listen", "9477"]);
+    assert!(stderr(&refused).contains("ADDRESS:PORT or unix:PATH"), "{refused:?}");
     let text = succeeds(&["metrics"]);
     let mut families = Vec::new();
     for line in text.lines() {

@@ -162,6 +162,10 @@ fn its_own_failures_are_not_the_containers() {
     assert_eq!(code("shim", &["--shim", "/nonesuch"], &["sh"]).0, Some(125));
     assert_eq!(output(&["run", "--no-such-flag"]).status.code(), Some(125));
     assert_eq!(output(&["run", "/no/such/bundle"]).status.code(), Some(125));
+    // The habits of others.
+    assert_eq!(code("habit", &["--rm"], &["sh", "-c", "exit 3"]).0, Some(3));
+    let file = output(&["run", bundle.join("config.json").to_str().unwrap()]);
+    assert!(file.status.code() == Some(125) && stderr(&file).contains("name the directory"), "{file:?}");
     assert_eq!(
         std::fs::read_dir("/run/cleat-run")
             .unwrap()

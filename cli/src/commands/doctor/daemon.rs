@@ -198,7 +198,7 @@ impl Daemon {
                         format!(
                             "none has the name of the default, {default}: containerd's CRI plugin does not start"
                         ),
-                        "containerd 1.x forgets its own handler once the file names another one: name both, as `cleat install` prints them",
+                        "containerd 1.x forgets its own handler once the file names another one: name both: cleat install prints them, --write puts in what is missing",
                     );
                 }
                 let ours = config::handlers(document).into_iter().filter(|(_, shim)| shim.contains("cleat"));
@@ -212,6 +212,17 @@ impl Daemon {
             }
             Err(_) => Vec::new(),
         };
+        if in_file.is_empty() && dump.as_ref().is_ok_and(|dump| !config::has_no_cri(dump)) && names_us(places)
+        {
+            return warning(
+                "handler",
+                format!(
+                    "{} names {TYPE} where this containerd does not look for it",
+                    places.config.display()
+                ),
+                "below a section of another containerd's, or above the line `version`, which then is none: take it out; cleat install prints what goes to the end of the file",
+            );
+        }
         if let Some(Some(failure)) = &self.plugin {
             let failure: String = failure.chars().take(160).collect();
             return match dump.as_ref().is_ok_and(config::has_no_cri) {
@@ -255,6 +266,13 @@ impl Daemon {
         let default = running["containerd"]["defaultRuntimeName"].as_str().unwrap_or_default();
         let wanted = dump.as_ref().ok().and_then(config::default_handler).unwrap_or_default();
         let restart = "it was not restarted since: systemctl restart containerd (pods live on)";
+        if dump.as_ref().is_ok_and(config::has_no_cri) {
+            return warning(
+                "handler",
+                "the file switches the CRI plugin off (disabled_plugins), which runs still",
+                restart,
+            );
+        }
         if !missing.is_empty() {
             return warning(
                 "handler",
@@ -283,6 +301,12 @@ impl Daemon {
             false => ok("handler", format!("{} ({TYPE}); the default is {default}", ours.join(", "))),
         }
     }
+}
+
+/// Whether a line of the file that is no comment has our runtime's type.
+fn names_us(places: &Places) -> bool {
+    let text = fs::read_to_string(&places.config).unwrap_or_default();
+    text.lines().any(|line| line.split('#').next().is_some_and(|line| line.contains(TYPE)))
 }
 
 fn same(program: &str, running: &str) -> bool {
