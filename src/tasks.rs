@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::Pin,
     task::Poll,
     time::Duration,
 };
@@ -40,8 +40,16 @@ impl Drop for Counted {
     }
 }
 
+/// What a task does. In a box: tokio's code for a task, and what is kept for it, is then there once, and a task's state is neither copied over the stack nor
+/// kept twice.
+type Work = Pin<Box<dyn Future<Output = ()>>>;
+
 /// Starts a task that ends by itself. A panic in it is its end, and is said.
 pub fn spawn(name: &'static str, work: impl Future<Output = ()> + 'static) -> JoinHandle<()> {
+    spawn_work(name, Box::pin(work))
+}
+
+fn spawn_work(name: &'static str, work: Work) -> JoinHandle<()> {
     let counted = Counted::new();
     #[allow(clippy::disallowed_methods, reason = "the one place")]
     tokio::task::spawn_local(async move {
@@ -53,10 +61,14 @@ pub fn spawn(name: &'static str, work: impl Future<Output = ()> + 'static) -> Jo
 }
 
 /// Starts a task that the daemon cannot do without: after a panic it is begun again. If it returns, it has ended.
-pub fn supervise<F: Future<Output = ()>>(
+pub fn supervise<F: Future<Output = ()> + 'static>(
     name: &'static str,
     mut begin: impl FnMut() -> F + 'static,
 ) -> JoinHandle<()> {
+    supervise_work(name, Box::new(move || Box::pin(begin())))
+}
+
+fn supervise_work(name: &'static str, mut begin: Box<dyn FnMut() -> Work>) -> JoinHandle<()> {
     let counted = Counted::new();
     #[allow(clippy::disallowed_methods, reason = "the other place")]
     tokio::task::spawn_local(async move {
@@ -88,8 +100,7 @@ impl Drop for OwnedTask {
 }
 
 /// Drives work to its end; `false` if it panicked.
-async fn caught(name: &'static str, work: impl Future<Output = ()>) -> bool {
-    let mut work = pin!(work);
+async fn caught(name: &'static str, mut work: Work) -> bool {
     poll_fn(|context| {
         let poll = || {
             fail_point(name);

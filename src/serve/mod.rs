@@ -76,7 +76,8 @@ pub fn run(common: &Common) -> Result<(), ServeError> {
         .on_thread_park(sys::watchdog::sleeps)
         .build()
         .map_err(|e| ServeError::Setup("make the event loop", e))?;
-    LocalSet::new().block_on(&runtime, serve(common, listener))
+    // In a box: it is as deep as the stack of a shim at rest.
+    LocalSet::new().block_on(&runtime, Box::pin(serve(common, listener)))
 }
 
 async fn serve(common: &Common, listener: OwnedFd) -> Result<(), ServeError> {
