@@ -1,6 +1,7 @@
 //! `cleat doctor`.
 
 mod daemon;
+mod moves;
 mod shims;
 
 use crate::{
@@ -160,9 +161,9 @@ fn cgroups() -> Check {
         return match missing.is_empty() {
             true if !has_favordynmods() => advice(
                 "cgroups",
-                "version 2 without favordynmods",
-                "each move into a cgroup, so each container and exec, waits some 10 ms for the kernel: mount -o remount,favordynmods /sys/fs/cgroup (Linux 6.0; \
-                 see docs/performance.md)",
+                format!("version 2 without favordynmods{}", moves::cost(root)),
+                "each container and each exec of the runtime waits for it once: mount -o \
+                 remount,favordynmods /sys/fs/cgroup (Linux 6.0; see docs/performance.md)",
             ),
             true => ok("cgroups", "version 2"),
             false => warning(
