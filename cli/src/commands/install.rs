@@ -260,6 +260,14 @@ impl Files {
                 self.named.display()
             ));
         }
+        let is_version = |line: &str| line.split('=').next().is_some_and(|key| key.trim() == "version");
+        let text = self.texts.get(&self.main).map_or("", String::as_str);
+        if self.document.get("version").is_none() && text.lines().any(is_version) {
+            return Some(format!(
+                "the line `version` of {} stands below a table, so that containerd takes it for a part of that and reads the file as version 1: put it above all tables",
+                self.named.display()
+            ));
+        }
         if self.containerd.0 >= 2 && self.syntax() < 2 {
             return Some(format!(
                 "{} has no `version` line, and containerd 2 reads no handlers from such a file: `containerd config migrate` prints a newer one",

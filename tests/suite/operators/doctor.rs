@@ -172,6 +172,20 @@ fn doctor_asks_the_containerd_that_runs_for_its_handlers() {
             std::fs::write(&config, wrong).unwrap();
             doctor.is("handler", "warning", "does not look for it");
         }
+        // It stands so still: nothing is added to it.
+        let words = [
+            "install",
+            "--containerd",
+            &containerd_binary(),
+            "--config",
+            config.to_str().unwrap(),
+            "--write",
+        ];
+        let refused = output(&words);
+        assert!(
+            !refused.status.success() && super::stderr(&refused).contains("above all tables"),
+            "{refused:?}"
+        );
         std::fs::write(&config, format!("{text}# {newer}").replace("\nruntime_type", "\n# runtime_type"))
             .unwrap();
         assert!(!doctor.says("handler")["found"].as_str().unwrap().contains("does not look for it"));
