@@ -3,17 +3,16 @@
 //! Nothing here opens a fifo in a way that waits, and nothing waits for a reader: fifos are opened read-write, so we
 //! hold both ends ourselves. Never here: threads, container state.
 
-mod beat;
 mod console;
 mod copy;
 pub mod file;
 mod logger;
 mod process_io;
-mod spool;
+mod spool_policy;
 mod stdio;
 
 pub use console::ConsoleSocket;
-pub use copy::release_scratch;
+pub(crate) use copy::release_scratch;
 pub use process_io::{ChildEnds, ProcessIo};
-pub use spool::{BadPolicy, Policy as SpoolPolicy};
+pub use spool_policy::{BadPolicy, SpoolPolicy};
 pub use stdio::{Plan, StdioError};

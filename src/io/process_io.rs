@@ -1,10 +1,10 @@
 //! The channels of one process, from Create or Exec to Delete.
 
 use super::{
-    copy::{Copy, OnWriteError, Progress, Watched},
+    copy::{Copy, OnWriteError, Watched},
     file::{self, Found, Purpose},
     logger::{Logger, Taker},
-    spool::Policy,
+    spool_policy::SpoolPolicy,
     stdio::{Plan, StdioError},
 };
 use crate::{
@@ -44,7 +44,7 @@ const FINAL_PUMPS: usize = 2;
 /// How often it is looked whether a runtime fills the pipes that it hands on.
 const BEGIN_LOOK: Duration = Duration::from_millis(50);
 /// Bytes in such a pipe that are too many: half of what it holds.
-const MAX_UNBEGUN: u64 = 32 << 10;
+const MAX_UNBEGUN: usize = 32 << 10;
 
 /// The ends that the process gets: stdin, stdout, stderr; /dev/null where there is none.
 pub struct ChildEnds(Streams);
@@ -199,7 +199,7 @@ impl ProcessIo {
     }
 
     /// What is kept of outputs whose reader is away.
-    pub fn spool(&self) -> Policy {
+    pub fn spool(&self) -> SpoolPolicy {
         self.plan.spool
     }
 
@@ -296,7 +296,7 @@ impl ProcessIo {
         sink: Rc<Watched>,
     ) -> Result<(), StdioError> {
         // Somebody sits before a console, who wants to see the end of a flood when he interrupts it.
-        let spool = if self.plan.terminal { Policy::OFF } else { self.plan.spool };
+        let spool = if self.plan.terminal { SpoolPolicy::OFF } else { self.plan.spool };
         let copy = Copy::new(name, source, sink, OnWriteError::Drop, spool).map_err(|e| StdioError::Io {
             verb: "watch",
             path: name.into(),
@@ -354,7 +354,7 @@ impl ProcessIo {
     }
 
     fn copy_stdin(self: &Rc<Self>, source: OwnedFd, sink: Rc<Watched>) -> Result<(), StdioError> {
-        let copy = Copy::new("stdin", Watched::source(source), sink, OnWriteError::End, Policy::OFF)
+        let copy = Copy::new("stdin", Watched::source(source), sink, OnWriteError::End, SpoolPolicy::OFF)
             .map_err(|e| StdioError::Io { verb: "watch", path: "stdin".into(), source: e })?;
         self.stdin.replace(Some(Rc::clone(&copy)));
         let io = Rc::downgrade(self);
@@ -435,7 +435,7 @@ impl ProcessIo {
                 continue;
             }
             for _ in 0..FINAL_PUMPS {
-                if output.pump() != Progress::Busy {
+                if !output.pump() {
                     break;
                 }
             }
@@ -496,7 +496,7 @@ impl ProcessIo {
         let unread = || {
             let outputs = self.outputs.borrow();
             let read = outputs.iter().filter(|output| output.has_reader());
-            read.map(|output| output.unread_bytes()).sum::<u64>()
+            read.map(|output| output.unread_bytes()).sum::<usize>()
         };
         let (mut left, mut since) = (unread(), Instant::now());
         while left > 0 && since.elapsed() < READER_PATIENCE {

@@ -1,6 +1,6 @@
 //! Three texts from the client → a plan.
 
-use super::spool::Policy;
+use super::spool_policy::SpoolPolicy;
 use crate::container::Stdio;
 use std::{
     io,
@@ -27,7 +27,7 @@ pub struct Plan {
     /// A console.
     pub terminal: bool,
     /// What is kept of an output whose reader is away.
-    pub spool: Policy,
+    pub spool: SpoolPolicy,
 }
 
 /// A logging program, from `binary:///path?key=value` or `binary-v2:…`.
@@ -81,7 +81,7 @@ impl StdioError {
 
 impl Plan {
     /// Reads what the client sent. `namespace` and `id` are what a logger is told.
-    pub fn new(stdio: &Stdio, namespace: &str, id: &str, spool: Policy) -> Result<Self, StdioError> {
+    pub fn new(stdio: &Stdio, namespace: &str, id: &str, spool: SpoolPolicy) -> Result<Self, StdioError> {
         let mut plan = Self { terminal: stdio.terminal, spool, ..Self::default() };
         plan.stdin = path("stdin", &stdio.stdin)?;
         let uri = Uri::parse(&stdio.stdout);
@@ -211,7 +211,7 @@ mod tests {
 
     fn plan(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Result<Plan, String> {
         let stdio = Stdio { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into(), terminal };
-        Plan::new(&stdio, "ns", "c", Policy::default()).map_err(|e| e.to_string())
+        Plan::new(&stdio, "ns", "c", SpoolPolicy::default()).map_err(|e| e.to_string())
     }
 
     #[test]
