@@ -1,11 +1,13 @@
-//! A logging program: gets both outputs as descriptors 3 and 4, says on 5 that it is ready (containerd v2.3.4
-//! `cmd/containerd-shim-runc-v2/process/io.go`, `core/runtime/v2/logging`). Or our own helper, which writes them into a file.
+//! A logging program: gets both outputs as descriptors 3 and 4, says on 5 that it is ready
+//! (containerd v2.3.4 `cmd/containerd-shim-runc-v2/process/io.go`, `core/runtime/v2/logging`). Or
+//! our own helper, which writes them into a file.
 //!
-//! Its pipes stay ours: a logger that dies is started again on the same ones and finds what its predecessor had not read.
+//! Its pipes stay ours: a logger that dies is started again on the same ones and finds what its
+//! predecessor had not read.
 
 use super::{
     StdioError,
-    file::{self, Report, Telling},
+    file::{self, Message, Report},
     stdio::LoggerPlan,
 };
 use crate::{exits::Reaper, protocol::inspect, sys::program::Program, tasks};
@@ -23,9 +25,11 @@ use tokio::sync::{Notify, oneshot};
 
 /// How long a logger may take to be ready.
 const READY: Duration = Duration::from_secs(10);
-/// Starts in a row that may fail, or live shorter than [`SHORT_LIFE`], before its input is dropped and counted.
+/// Starts in a row that may fail, or live shorter than [`SHORT_LIFE`], before its input is dropped
+/// and counted.
 const MAX_RESTARTS: u32 = 6;
-/// A logger that lives longer than this has done something, and is started again at once when it dies.
+/// A logger that lives longer than this has done something, and is started again at once when it
+/// dies.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
 /// Pause before a new start, doubled with each failure in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -37,13 +41,12 @@ const AFTER_TERM: Duration = Duration::from_secs(12);
 /// Who takes the outputs.
 #[derive(Clone, Debug)]
 pub(super) enum Taker {
-    /// A logging program.
     Program(LoggerPlan),
-    /// A file; it is made if it is missing, and followed when it is rotated, or it must be there, and stays.
+    /// A file; it is made if it is missing, and followed when it is rotated, or it must be there,
+    /// and stays.
     File {
-        /// Its name.
         path: PathBuf,
-        /// Made if missing.
+        /// It is made if it is missing.
         create: bool,
     },
 }
@@ -83,6 +86,25 @@ struct Started {
     refused: Option<OwnedFd>,
 }
 
+/// Pipes for both outputs: the ends that it reads, and ours.
+fn pipes() -> io::Result<([OwnedFd; 2], [OwnedFd; 2])> {
+    let (out_read, out_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (err_read, err_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    for ours in [&out_write, &err_write] {
+        rustix::io::ioctl_fionbio(ours, true)?;
+    }
+    Ok(([out_read, err_read], [out_write, err_write]))
+}
+
+/// Waits until the program has been executed, or says why it could not be.
+async fn refusal(refused: Option<&Report>) -> io::Result<()> {
+    let Some(refused) = refused else { return Ok(()) };
+    match refused.next().await?.first_chunk::<4>() {
+        Some(number) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(*number))),
+        None => Ok(()),
+    }
+}
+
 /// A logger that runs, or is about to run again.
 pub(super) struct Logger {
     taker: Taker,
@@ -99,26 +121,17 @@ pub(super) struct Logger {
 }
 
 impl Logger {
-    /// Starts a logger and waits until it is ready. Returns with it what the copies write to: stdout, stderr.
+    /// Starts a logger and waits until it is ready. Returns with it what the copies write to:
+    /// stdout, stderr.
     pub(super) async fn start(
         taker: Taker,
         reaper: &Rc<Reaper>,
     ) -> Result<(Rc<Self>, [OwnedFd; 2]), StdioError> {
         let path = taker.path().to_owned();
-        let fail = |verb| move |source: io::Error| StdioError::Io { verb, path: path.clone(), source };
-        let pipes = || -> io::Result<_> {
-            let (out_read, out_write) = pipe_with(PipeFlags::CLOEXEC)?;
-            let (err_read, err_write) = pipe_with(PipeFlags::CLOEXEC)?;
-            for ours in [&out_write, &err_write] {
-                rustix::io::ioctl_fionbio(ours, true)?;
-            }
-            Ok(([out_read, err_read], [out_write, err_write]))
-        };
-        let (inputs, outputs) = pipes().map_err(fail.clone()("make pipes for"))?;
-        let is_file = matches!(taker, Taker::File { .. });
-        let (starting, waiting) = match is_file {
-            true => ("start a helper that writes", "open"),
-            false => ("start logger", "wait until ready: logger"),
+        let fail = |(verb, source)| StdioError::Io { verb, path, source };
+        let (inputs, outputs) = match pipes() {
+            Ok(pipes) => pipes,
+            Err(e) => return Err(fail(("make pipes for", e))),
         };
         let logger = Rc::new(Self {
             taker,
@@ -131,43 +144,50 @@ impl Logger {
             ended: Cell::default(),
             changed: Notify::new(),
         });
-        let Started { exited, ready, refused } = logger.spawn().await.map_err(fail.clone()(starting))?;
-        let listen = || Ok((Report::new(ready)?, refused.map(Report::new).transpose()?));
-        let (ready, refused) = listen().inspect_err(|_| logger.give_up()).map_err(fail.clone()(starting))?;
-        let (heard, hear) = oneshot::channel();
-        Rc::clone(&logger).supervise(exited, hear);
-        let refusal = async {
-            let bytes = match &refused {
-                Some(refused) => refused.next().await?,
-                None => Vec::new(),
-            };
-            match bytes.first_chunk::<4>() {
-                Some(number) => Ok(Some(io::Error::from_raw_os_error(i32::from_ne_bytes(*number)))),
-                None => io::Result::Ok(None),
+        match logger.start_first().await {
+            Ok(()) => Ok((logger, outputs)),
+            Err(e) => {
+                logger.give_up();
+                Err(fail(e))
             }
+        }
+    }
+
+    /// Starts the program for the first time. An error is what was tried and why it failed.
+    async fn start_first(self: &Rc<Self>) -> Result<(), (&'static str, io::Error)> {
+        let is_file = matches!(self.taker, Taker::File { .. });
+        let (starting, waiting) = match is_file {
+            true => ("start a helper that writes", "open"),
+            false => ("start logger", "wait until ready: logger"),
         };
+        let start = |e| (starting, e);
+        let Started { exited, ready, refused } = self.spawn().await.map_err(start)?;
+        let ready = Report::new(ready).map_err(start)?;
+        let refused = refused.map(Report::new).transpose().map_err(start)?;
+        let (heard, hear) = oneshot::channel();
+        Rc::clone(self).supervise(exited, hear);
         let deadline = tokio::time::Instant::now() + READY;
-        let (verb, reason) = match tokio::time::timeout_at(deadline, refusal).await {
-            Ok(Ok(None)) => match tokio::time::timeout_at(deadline, logger.ready(&ready)).await {
-                Ok(Ok(())) => {
-                    // Whoever attends it hears what else it has to say; it may have ended already.
-                    let _ = heard.send(ready);
-                    return Ok((logger, outputs));
-                }
-                Ok(Err(e)) => (waiting, e),
-                Err(_) => {
-                    let what = if is_file { "no answer from its file system" } else { "no word" };
-                    (waiting, io::Error::other(format!("{what} in {} s", READY.as_secs())))
-                }
-            },
-            Ok(Ok(Some(e)) | Err(e)) => (starting, e),
+        match tokio::time::timeout_at(deadline, refusal(refused.as_ref())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err((starting, e)),
             Err(_) => {
                 let text = format!("no answer from its file system in {} s", READY.as_secs());
-                (starting, io::Error::new(io::ErrorKind::TimedOut, text))
+                return Err((starting, io::Error::new(io::ErrorKind::TimedOut, text)));
             }
-        };
-        logger.give_up();
-        Err(fail(verb)(reason))
+        }
+        match tokio::time::timeout_at(deadline, self.ready(&ready)).await {
+            Ok(Ok(())) => {
+                // Whoever attends it hears what else it has to say; it may have ended already.
+                let _ = heard.send(ready);
+                Ok(())
+            }
+            Ok(Err(e)) => Err((waiting, e)),
+            Err(_) => {
+                let what = if is_file { "no answer from its file system" } else { "no word" };
+                let text = format!("{what} in {} s", READY.as_secs());
+                Err((waiting, io::Error::other(text)))
+            }
+        }
     }
 
     fn give_up(&self) {
@@ -200,7 +220,6 @@ impl Logger {
         }
     }
 
-    /// Starts the program.
     async fn spawn(&self) -> io::Result<Started> {
         let inputs = match &*self.inputs.borrow() {
             Some([out, err]) => [out.try_clone()?, err.try_clone()?],
@@ -231,8 +250,9 @@ impl Logger {
         Ok(Started { exited, ready, refused })
     }
 
-    /// Waits for the end of a life. What is said on its third descriptor is heard to the end, for nobody may write into a pipe that no one reads: a
-    /// logger that was started again says that it is ready, too.
+    /// Waits for the end of a life. What is said on its third descriptor is heard to the end, for
+    /// nobody may write into a pipe that no one reads: a logger that was started again says that it
+    /// is ready, too.
     async fn attend(&self, exited: Exited, report: oneshot::Receiver<Report>) -> u32 {
         let hearing = async {
             if let Ok(report) = report.await {
@@ -256,10 +276,12 @@ impl Logger {
         if !matches!(self.taker, Taker::File { .. }) {
             return;
         }
-        for telling in Telling::parse(said) {
-            match telling {
-                Telling::Dropped(bytes) => self.dropped.set((self.dropped.get().0, bytes)),
-                Telling::Warning(text) => log::warn!("log file {}: {text}", self.taker.path().display()),
+        for message in Message::parse(said) {
+            match message {
+                Message::Dropped(bytes) => self.dropped.set((self.dropped.get().0, bytes)),
+                Message::Warning(text) => {
+                    log::warn!("log file {}: {text}", self.taker.path().display());
+                }
             }
         }
     }
@@ -281,10 +303,12 @@ impl Logger {
                 }
                 failures = if begun.elapsed() > SHORT_LIFE { 0 } else { failures + 1 };
                 let path = self.taker.path().display();
-                // Whoever writes a file comes back as long as there is a container: a full or hung disk passes.
+                // Whoever writes a file comes back as long as there is a container: a full or hung
+                // disk passes.
                 let is_file = matches!(self.taker, Taker::File { .. });
                 if failures > MAX_RESTARTS && !is_file {
-                    log::error!("logger {path} ended {failures} times in a row; its input is dropped");
+                    let text = "times in a row; its input is dropped";
+                    log::error!("logger {path} ended {failures} {text}");
                     break;
                 }
                 if failures <= MAX_RESTARTS {
@@ -332,7 +356,8 @@ impl Logger {
         if !self.closing.replace(true) {
             let logger = Rc::clone(self);
             tasks::spawn("end a logger", async move {
-                for (patience, signal) in [(AFTER_INPUT, libc::SIGTERM), (AFTER_TERM, libc::SIGKILL)] {
+                let steps = [(AFTER_INPUT, libc::SIGTERM), (AFTER_TERM, libc::SIGKILL)];
+                for (patience, signal) in steps {
                     if tokio::time::timeout(patience, logger.wait_changed()).await.is_ok() {
                         return;
                     }
@@ -349,7 +374,6 @@ impl Logger {
         self.wait_changed().await;
     }
 
-    /// Figures for people.
     pub(super) fn figures(&self) -> Option<inspect::Logger> {
         let Taker::Program(plan) = &self.taker else { return None };
         let path = plan.path.to_string_lossy().into_owned();
@@ -363,7 +387,6 @@ impl Logger {
         before + last
     }
 
-    /// For the dump.
     pub(super) fn describe(&self) -> String {
         format!(
             "logger {} pid={} deaths={} ended={}",

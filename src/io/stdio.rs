@@ -24,7 +24,7 @@ pub struct Plan {
     pub create_file: bool,
     /// A program that takes both outputs.
     pub logger: Option<LoggerPlan>,
-    /// A console.
+    /// The process gets a console instead of pipes.
     pub terminal: bool,
     /// What is kept of an output whose reader is away.
     pub spool: SpoolPolicy,
@@ -33,22 +33,23 @@ pub struct Plan {
 /// A logging program, from `binary:///path?key=value` or `binary-v2:…`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoggerPlan {
-    /// The program.
+    /// Absolute; it is started by the shim itself.
     pub path: PathBuf,
     /// Keys and values of the query, one after the other.
     pub arguments: Vec<String>,
-    /// `binary-v2`: it says a byte when it is ready; before that, closing its descriptor was enough.
+    /// `binary-v2`: it says a byte when it is ready; before that, closing its descriptor was
+    /// enough.
     pub says_ready: bool,
     /// Its CONTAINER_ID: the container's id, or the exec's.
     pub id: String,
-    /// Its CONTAINER_NAMESPACE.
+    /// Its CONTAINER_NAMESPACE: containerd's, not the kernel's.
     pub namespace: String,
 }
 
 /// Channels that cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
-    /// Upstream's sentence.
+    /// Clients match on this sentence, which is upstream's.
     #[error("unknown STDIO scheme {0}")]
     Scheme(String),
     /// Too long, relative, or with a NUL.
@@ -56,17 +57,17 @@ pub enum StdioError {
     Path {
         /// stdin, stdout or stderr.
         channel: &'static str,
-        /// As given.
+        /// As the client sent it, its first 200 characters.
         path: String,
     },
     /// A system call failed.
     #[error("{verb} {}", path.display())]
     Io {
-        /// What was tried.
+        /// What was tried, so that path and source may follow: `open`.
         verb: &'static str,
-        /// On what.
+        /// A file, or the name of a channel.
         path: PathBuf,
-        /// Why not.
+        /// The kernel's error, or what a helper reported.
         #[source]
         source: io::Error,
     },
@@ -74,15 +75,20 @@ pub enum StdioError {
 
 impl StdioError {
     /// Whether the request is to blame.
-    pub fn is_bad_request(&self) -> bool {
+    pub(crate) fn is_bad_request(&self) -> bool {
         matches!(self, Self::Scheme(_) | Self::Path { .. })
     }
 }
 
 impl Plan {
     /// Reads what the client sent. `namespace` and `id` are what a logger is told.
-    pub fn new(stdio: &Stdio, namespace: &str, id: &str, spool: SpoolPolicy) -> Result<Self, StdioError> {
-        let mut plan = Self { terminal: stdio.terminal, spool, ..Self::default() };
+    pub fn new(
+        stdio: &Stdio,
+        namespace: &str,
+        id: &str,
+        spool_policy: SpoolPolicy,
+    ) -> Result<Self, StdioError> {
+        let mut plan = Self { terminal: stdio.terminal, spool: spool_policy, ..Self::default() };
         plan.stdin = path("stdin", &stdio.stdin)?;
         let uri = Uri::parse(&stdio.stdout);
         match uri.scheme.as_str() {
@@ -114,18 +120,18 @@ impl Plan {
             plan.stderr = None;
         }
         if plan.terminal || plan.create_file || plan.logger.is_some() {
-            plan.spool = spool.through_the_shim();
+            plan.spool = spool_policy.through_the_shim();
         }
         Ok(plan)
     }
 }
 
-/// A stdout as Go's `url.Parse` takes it apart (net/url): what begins like a scheme has one, in any case; an authority does not matter; what has no
-/// slash after the scheme is no path.
+/// A stdout as Go's `url.Parse` takes it apart (net/url): what begins like a scheme has one, in any
+/// case; an authority does not matter; what has no slash after the scheme is no path.
 struct Uri<'a> {
     /// Lower case; empty where there is none.
     scheme: String,
-    /// Decoded.
+    /// Without percent signs.
     path: String,
     query: &'a str,
 }
@@ -210,7 +216,8 @@ mod tests {
     use super::*;
 
     fn plan(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Result<Plan, String> {
-        let stdio = Stdio { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into(), terminal };
+        let [stdin, stdout, stderr] = [stdin, stdout, stderr].map(str::to_owned);
+        let stdio = Stdio { stdin, stdout, stderr, terminal };
         Plan::new(&stdio, "ns", "c", SpoolPolicy::default()).map_err(|e| e.to_string())
     }
 
@@ -249,7 +256,8 @@ mod tests {
             ("", "", "", ""),
         ] {
             let uri = Uri::parse(text);
-            assert_eq!((uri.scheme.as_str(), uri.path.as_str(), uri.query), (scheme, path, query), "{text}");
+            let found = (uri.scheme.as_str(), uri.path.as_str(), uri.query);
+            assert_eq!(found, (scheme, path, query), "{text}");
         }
         assert_eq!(plan("", "/f/a://b", "", false).unwrap().stdout, Some("/f/a://b".into()));
         assert_eq!(plan("", "/f/a%41?b#c", "", false).unwrap().stdout, Some("/f/a%41?b#c".into()));

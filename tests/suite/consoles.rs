@@ -28,7 +28,7 @@ fn sleeps(pid: u32) -> u64 {
 /// Closes all of its console, as systemd, getty and the inits do.
 const CLOSE: &str = "exec </dev/null >/dev/null 2>&1";
 
-// systemd, sysvinit, busybox init, getty. Defence: `ProcessIo::slave`.
+// systemd, sysvinit, busybox init, getty. Defence: `Console::slave`.
 #[test]
 fn a_console_that_everybody_has_closed_goes_on_when_somebody_opens_it() {
     let rig = Rig::new();

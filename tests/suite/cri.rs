@@ -328,7 +328,7 @@ fn stats_oom_reason_and_termination_message() {
     cri.remove(&pod);
 }
 
-// containerd #9342, #11511. Defence: `io/spool.rs`; its size comes from the handler's options. CLEAT_AWAY_SECONDS: for how long (4).
+// containerd #9342, #11511. Defence: `io/copy/spool.rs`; its size comes from the handler's options. CLEAT_AWAY_SECONDS: for how long (4).
 #[test]
 #[ignore = "needs crictl: ./dev cri"]
 fn scar_16_a_pod_that_logs_does_not_feel_that_containerd_stands_still() {

@@ -129,7 +129,7 @@ fn assert_awake(rig: &Rig, what: &str) {
     assert_eq!(direct.exec_to_end("a", &what.replace(' ', "-"), "exit 3"), 3, "{what}");
 }
 
-// NFS, FUSE, a disk that is frozen. Defence: `cleat-file` (`io/file.rs`).
+// NFS, FUSE, a disk that is frozen. Defence: `cleat-file` (`io/file/`).
 #[test]
 fn a_log_on_a_disk_that_hangs_stops_nobody_and_is_whole_when_it_goes_on() {
     let rig = Rig::new();

@@ -66,7 +66,7 @@ fn add_cat(rig: &Rig, direct: &mut Direct, exec: &str) -> (std::path::PathBuf, s
     (stdin, reader(&stdout))
 }
 
-// containerd #2439, nerdctl #5042. Defence: `ProcessIo::stdin_closed` remembers a CloseIO that came early.
+// containerd #2439, nerdctl #5042. Defence: `Stdin::is_closed` remembers a CloseIO that came early.
 #[test]
 fn scar_22_cat_ends_after_close_io_in_every_order() {
     #[derive(Clone, Copy, Debug, PartialEq)]

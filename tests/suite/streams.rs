@@ -191,7 +191,7 @@ fn a_reader_that_comes_and_goes_under_load_misses_no_byte() {
     rig.remove("a");
 }
 
-// containerd #9342, #11511. Defence: `io/spool.rs`.
+// containerd #9342, #11511. Defence: `io/copy/spool.rs`.
 #[test]
 fn scar_16_a_container_that_logs_does_not_feel_that_its_reader_stands_still() {
     let lines = away().as_secs() * 100 + 200;

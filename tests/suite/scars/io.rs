@@ -18,7 +18,7 @@ fn numbers(last: usize) -> String {
     (0..=last).map(|number| format!("{number}\n")).collect()
 }
 
-// containerd #9342, #11511. Defence: what a full fifo does not take is kept (`io/spool.rs`), up to a bound; beyond it nothing more is read.
+// containerd #9342, #11511. Defence: what a full fifo does not take is kept (`io/copy/spool.rs`), up to a bound; beyond it nothing more is read.
 #[test]
 fn scar_16_a_reader_that_is_away_loses_nothing_and_kills_nobody() {
     let rig = Rig::new();
@@ -257,7 +257,7 @@ fn scar_20_a_consoles_last_words_are_whole_though_its_input_has_ended() {
     rig.remove("a");
 }
 
-// containerd's client closes its fifos when Delete returns. Defence: `ProcessIo::wait_read`.
+// containerd's client closes its fifos when Delete returns. Defence: `Outputs::wait_read`.
 #[test]
 fn scar_20_delete_waits_for_a_reader_that_reads() {
     let rig = Rig::new();
