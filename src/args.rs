@@ -1,7 +1,7 @@
 //! Go's flag syntax → [`Invocation`]: typed and checked; nothing else reads argv.
 //!
-//! `-flag value`, `-flag=value`, one dash or two, booleans alone or `-flag=false`, the action after the last flag
-//! (Go package `flag`; the flags are those of containerd v2.3.4 `pkg/shim/shim.go`).
+//! `-flag value`, `-flag=value`, one dash or two, booleans alone or `-flag=false`, the action after
+//! the last flag (Go package `flag`; the flags are those of containerd v2.3.4 `pkg/shim/shim.go`).
 
 use crate::id::{Id, InvalidId};
 use std::path::PathBuf;
@@ -92,7 +92,9 @@ struct Typed {
 }
 
 /// Reads argv without the program's name.
-pub fn parse(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Invocation, BadArguments> {
+pub fn parse(
+    arguments: impl IntoIterator<Item = std::ffi::OsString>,
+) -> Result<Invocation, BadArguments> {
     let words: Vec<String> = arguments
         .into_iter()
         .enumerate()
@@ -133,7 +135,8 @@ fn read(words: Vec<String>) -> Result<Typed, BadArguments> {
     let mut typed = Typed::default();
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
-        let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')).filter(|f| !f.is_empty())
+        let Some(flag) =
+            word.strip_prefix("--").or_else(|| word.strip_prefix('-')).filter(|f| !f.is_empty())
         else {
             if word != "--" {
                 typed.action = word;
@@ -150,7 +153,9 @@ fn read(words: Vec<String>) -> Result<Typed, BadArguments> {
             *target = match value.as_deref() {
                 None | Some("1" | "t" | "T" | "true" | "TRUE" | "True") => true,
                 Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
-                Some(other) => return Err(BadArguments::NotBoolean { flag: name, value: other.to_owned() }),
+                Some(other) => {
+                    return Err(BadArguments::NotBoolean { flag: name, value: other.to_owned() });
+                }
             };
             continue;
         }
@@ -197,7 +202,9 @@ mod tests {
         assert_eq!(common.address, "/run/c.sock");
         assert_eq!(common.id.as_str(), "box");
         assert!(common.debug);
-        assert!(matches!(parsed("-namespace a -id b -debug=false"), Ok(Invocation::Serve(c)) if !c.debug));
+        assert!(
+            matches!(parsed("-namespace a -id b -debug=false"), Ok(Invocation::Serve(c)) if !c.debug)
+        );
         assert!(
             matches!(parsed("-namespace a -id b -bundle /x delete"), Ok(Invocation::Delete(c)) if c.bundle == Some("/x".into()))
         );
@@ -214,8 +221,14 @@ mod tests {
         assert_eq!(parsed("-namespace"), Err(BadArguments::MissingValue("namespace".into())));
         assert_eq!(parsed("-nope"), Err(BadArguments::Unknown("nope".into())));
         assert_eq!(parsed("-namespace a -id b dance"), Err(BadArguments::Action("dance".into())));
-        assert!(matches!(parsed("-namespace a -id ../../x start"), Err(BadArguments::Id { flag: "id", .. })));
-        assert!(matches!(parsed("-namespace a/b -id x"), Err(BadArguments::Id { flag: "namespace", .. })));
+        assert!(matches!(
+            parsed("-namespace a -id ../../x start"),
+            Err(BadArguments::Id { flag: "id", .. })
+        ));
+        assert!(matches!(
+            parsed("-namespace a/b -id x"),
+            Err(BadArguments::Id { flag: "namespace", .. })
+        ));
         assert!(matches!(parsed("-debug=maybe"), Err(BadArguments::NotBoolean { .. })));
     }
 }

@@ -1,4 +1,5 @@
-//! The bundle: the directory that containerd makes for a container, and the files that we read and write there.
+//! The bundle: the directory that containerd makes for a container, and the files that we read and
+//! write there.
 //!
 //! They are small and lie on a tmpfs, so they are read and written synchronously.
 
@@ -15,7 +16,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Largest config.json that is read, bytes. containerd's own messages end at 4 MiB; beyond this it is refused.
+/// Largest config.json that is read, bytes. containerd's own messages end at 4 MiB; beyond this it
+/// is refused.
 const MAX_CONFIG: u64 = 16 << 20;
 /// Largest of the other files, bytes; more is cut off.
 const MAX_FILE: u64 = 1 << 20;
@@ -57,8 +59,9 @@ pub struct Late {
 pub struct Traits {
     /// It asks for a pid namespace of the container's own: one without a path.
     pub has_private_pid_namespace: bool,
-    /// A file of the host's may be among its streams, and is let go when its init has exited: no security module judges by the file's path or
-    /// label, no user namespace makes its owner a stranger, and no process survives the init.
+    /// A file of the host's may be among its streams, and is let go when its init has exited: no
+    /// security module judges by the file's path or label, no user namespace makes its owner a
+    /// stranger, and no process survives the init.
     pub may_hold_fifos: bool,
     /// It has a seccomp profile.
     pub has_seccomp: bool,
@@ -119,10 +122,13 @@ impl Bundle {
 
     /// What Create wants to know of config.json.
     pub fn traits(&self) -> Result<Traits, BundleError> {
-        let wants = |name: &str| name.starts_with(OWN_ANNOTATIONS) || name.starts_with(CRUN_ANNOTATIONS);
+        let wants =
+            |name: &str| name.starts_with(OWN_ANNOTATIONS) || name.starts_with(CRUN_ANNOTATIONS);
         let mut spec = self.spec(wants)?;
-        let has_crun_annotations = spec.annotations.keys().any(|name| name.starts_with(CRUN_ANNOTATIONS));
-        let has_private_pid_namespace = spec.namespaces.iter().any(|n| n.kind == "pid" && n.path.is_empty());
+        let has_crun_annotations =
+            spec.annotations.keys().any(|name| name.starts_with(CRUN_ANNOTATIONS));
+        let has_private_pid_namespace =
+            spec.namespaces.iter().any(|n| n.kind == "pid" && n.path.is_empty());
         let has_user_namespace = spec.namespaces.iter().any(|n| n.kind == "user");
         let is_confined = !spec.apparmor_profile.is_empty() || !spec.selinux_label.is_empty();
         let mut annotation = |name: &str| {
@@ -229,9 +235,10 @@ impl Bundle {
         let text = String::from_utf8_lossy(&bytes);
         match text.trim().parse::<i32>() {
             Ok(pid) if pid > 0 => Ok(pid.unsigned_abs()),
-            _ => {
-                Err(fail(io::Error::new(io::ErrorKind::InvalidData, format!("{:?} is no pid", text.trim()))))
-            }
+            _ => Err(fail(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{:?} is no pid", text.trim()),
+            ))),
         }
     }
 
@@ -245,8 +252,8 @@ impl Bundle {
         self.join("runtime").exists() || self.join(INIT_PID).exists()
     }
 
-    /// Notes for a later `delete` that the runtime was seen to keep its record where we look for it: that no record is
-    /// left then means that the runtime knows the container no more.
+    /// Notes for a later `delete` that the runtime was seen to keep its record where we look for
+    /// it: that no record is left then means that the runtime knows the container no more.
     pub fn note_record_seen(&self) -> Result<(), BundleError> {
         self.write(RECORD_SEEN, b"", 0o600)
     }
@@ -256,7 +263,8 @@ impl Bundle {
         self.join(RECORD_SEEN).exists()
     }
 
-    /// Notes for a later `delete` that the container's cgroup was not there before the runtime was called: who is in it is the container's.
+    /// Notes for a later `delete` that the container's cgroup was not there before the runtime was
+    /// called: who is in it is the container's.
     pub fn note_cgroup_new(&self) -> Result<(), BundleError> {
         self.write(CGROUP_NEW, b"", 0o600)
     }
@@ -266,7 +274,8 @@ impl Bundle {
         self.join(CGROUP_NEW).exists()
     }
 
-    /// Removes what an earlier container may have left in the same bundle, and what is said of it there.
+    /// Removes what an earlier container may have left in the same bundle, and what is said of it
+    /// there.
     pub fn forget_earlier(&self) {
         for name in [INIT_PID, EXIT, RECORD_SEEN, CGROUP_NEW] {
             self.remove(name);
@@ -381,7 +390,11 @@ mod tests {
             (r#"{"ociVersion":"1.0.2"}"#, false),
         ];
         for (config, expected) in cases {
-            assert_eq!(bundle(config).1.traits().unwrap().has_private_pid_namespace, expected, "{config}");
+            assert_eq!(
+                bundle(config).1.traits().unwrap().has_private_pid_namespace,
+                expected,
+                "{config}"
+            );
         }
     }
 
@@ -389,7 +402,10 @@ mod tests {
     fn what_is_confined_or_shared_holds_no_fifo() {
         let cases = [
             (r#"{"process":{"apparmorProfile":""},"linux":{"namespaces":[{"type":"pid"}]}}"#, true),
-            (r#"{"process":{"apparmorProfile":"p"},"linux":{"namespaces":[{"type":"pid"}]}}"#, false),
+            (
+                r#"{"process":{"apparmorProfile":"p"},"linux":{"namespaces":[{"type":"pid"}]}}"#,
+                false,
+            ),
             (r#"{"process":{"selinuxLabel":"l"},"linux":{"namespaces":[{"type":"pid"}]}}"#, false),
             (r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"user"}]}}"#, false),
             (r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#, false),
@@ -403,7 +419,8 @@ mod tests {
     fn options_survive_the_bundle() {
         let (_dir, bundle) = bundle("{}");
         assert_eq!(bundle.options().unwrap(), Options::default());
-        let options = Options { root: "/r".into(), systemd_cgroup: true, io_uid: 7, ..Options::default() };
+        let options =
+            Options { root: "/r".into(), systemd_cgroup: true, io_uid: 7, ..Options::default() };
         bundle.write_options(&options).unwrap();
         assert_eq!(bundle.options().unwrap(), options);
         let json = std::fs::read_to_string(bundle.join("options.json")).unwrap();
@@ -422,9 +439,14 @@ mod tests {
     #[test]
     fn pid_files_are_checked() {
         let (_dir, bundle) = bundle("{}");
-        for (text, pid) in
-            [("42", Some(42)), ("42\n", Some(42)), ("", None), ("-1", None), ("0", None), ("x", None)]
-        {
+        for (text, pid) in [
+            ("42", Some(42)),
+            ("42\n", Some(42)),
+            ("", None),
+            ("-1", None),
+            ("0", None),
+            ("x", None),
+        ] {
             std::fs::write(bundle.join("init.pid"), text).unwrap();
             assert_eq!(bundle.pid("init.pid").ok(), pid, "{text:?}");
         }

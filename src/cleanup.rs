@@ -1,5 +1,6 @@
-//! The `delete` action: cleans up after a dead shim. Idempotent, quiet, and without a runtime process when the runtime
-//! is known to know nothing of the container any more. Synchronous: containerd waits for 5 s at most.
+//! The `delete` action: cleans up after a dead shim. Idempotent, quiet, and without a runtime
+//! process when the runtime is known to know nothing of the container any more. Synchronous:
+//! containerd waits for 5 s at most.
 
 use crate::{
     args::Common,
@@ -57,7 +58,8 @@ pub fn run(common: &Common) -> Vec<u8> {
     DeleteResponse { pid, exit_status, exited_at: Some(exited_at) }.encode_to_vec()
 }
 
-/// `-bundle`, or the sibling of the working directory that is named after the id, as upstream finds it.
+/// `-bundle`, or the sibling of the working directory that is named after the id, as upstream finds
+/// it.
 fn bundle_of(common: &Common) -> Bundle {
     if let Some(path) = &common.bundle {
         return Bundle::new(path);
@@ -68,8 +70,9 @@ fn bundle_of(common: &Common) -> Bundle {
     }
 }
 
-/// `runtime delete --force`. One that takes longer than we may wait is killed: going on alone it might kill the next container of that
-/// id. But not if its record has gone meanwhile: then it is running the container's poststop hooks, and knows no container any more.
+/// `runtime delete --force`. One that takes longer than we may wait is killed: going on alone it
+/// might kill the next container of that id. But not if its record has gone meanwhile: then it is
+/// running the container's poststop hooks, and knows no container any more.
 fn force_delete(runtime: &Runtime, id: &Id, had_record: bool) {
     let mut command = runtime.command();
     command.args(["delete", "--force", id.as_str()]);
@@ -98,13 +101,16 @@ fn force_delete(runtime: &Runtime, id: &Id, had_record: bool) {
     }
 }
 
-/// Unmounts the rootfs, in a process that may hang in the kernel. It costs a third of this action, and mostly there is nothing to unmount.
+/// Unmounts the rootfs, in a process that may hang in the kernel. It costs a third of this action,
+/// and mostly there is nothing to unmount.
 fn unmount(rootfs: &Path, deadline: Instant) {
     if mount::is_bare(rootfs) {
         return;
     }
     let started = null().and_then(|null| {
-        sys::spawn::apart(&null, |_: std::os::fd::BorrowedFd<'_>| drop(mount::unmount_below(rootfs)))
+        sys::spawn::apart(&null, |_: std::os::fd::BorrowedFd<'_>| {
+            drop(mount::unmount_below(rootfs))
+        })
     });
     match started {
         Ok(pid) => drop(sys::process::reap_until(pid, deadline)),
@@ -116,8 +122,8 @@ fn null() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())?)
 }
 
-/// A runtime that was killed before it wrote its state down has left a cgroup that its `delete --force` knows nothing of, and in it
-/// a child of its own (crun; runc's ends by itself).
+/// A runtime that was killed before it wrote its state down has left a cgroup that its `delete
+/// --force` knows nothing of, and in it a child of its own (crun; runc's ends by itself).
 fn remove_cgroup(bundle: &Bundle, id: &Id, is_ours: bool, deadline: Instant) {
     let Some(cgroup) = Cgroup::of_bundle(bundle, id) else { return };
     let pause = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
@@ -130,8 +136,8 @@ fn remove_cgroup(bundle: &Bundle, id: &Id, is_ours: bool, deadline: Instant) {
     }
 }
 
-/// The dead shim's socket, if the bundle names one and nobody answers there: another container of the group may have
-/// a new shim on the same address.
+/// The dead shim's socket, if the bundle names one and nobody answers there: another container of
+/// the group may have a new shim on the same address.
 fn remove_stale_socket(bundle: &Bundle) {
     let Some(address) = bundle.address().as_deref().and_then(start::Address::parse) else { return };
     if address.path().exists() && !start::is_alive(address.path()) {

@@ -1,5 +1,5 @@
-//! Identifiers from outside: namespaces, container ids, exec ids. They become parts of paths, so nothing is an
-//! [`Id`] until it has been checked.
+//! Identifiers from outside: namespaces, container ids, exec ids. They become parts of paths, so
+//! nothing is an [`Id`] until it has been checked.
 
 use serde::{Deserialize, Serialize};
 use std::{borrow::Borrow, fmt};
@@ -7,10 +7,12 @@ use std::{borrow::Borrow, fmt};
 /// Longest identifier, bytes: containerd's own bound (`pkg/identifiers/validate.go`).
 pub const MAX_LENGTH: usize = 76;
 
-/// `[A-Za-z0-9]` and, between those, `. _ -`: at most [`MAX_LENGTH`] bytes. So never `..`, `/` or NUL.
+/// `[A-Za-z0-9]` and, between those, `. _ -`: at most [`MAX_LENGTH`] bytes. So never `..`, `/` or
+/// NUL.
 ///
-/// containerd forbids two separators in a row; Docker and CRI make ids that it never sees as identifiers, so
-/// this is a little wider: separators may follow each other after a first letter or digit.
+/// containerd forbids two separators in a row; Docker and CRI make ids that it never sees as
+/// identifiers, so this is a little wider: separators may follow each other after a first letter or
+/// digit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Id(Box<str>);
 

@@ -55,8 +55,8 @@ pub fn revision() -> &'static str {
     option_env!("CLEAT_REVISION").unwrap_or("unknown")
 }
 
-/// The answer of `-info`; stdin carries an Any with runtime options, or nothing. Features are left out where the runtime has
-/// none to tell. `program` is the name under which we are installed.
+/// The answer of `-info`; stdin carries an Any with runtime options, or nothing. Features are left
+/// out where the runtime has none to tell. `program` is the name under which we are installed.
 pub fn describe(program: &str, stdin: impl Read) -> Result<Vec<u8>, InfoError> {
     let mut input = Vec::new();
     stdin.take(MAX_BYTES).read_to_end(&mut input).map_err(InfoError::Stdin)?;
@@ -86,7 +86,8 @@ fn runtime_name(program: &str) -> String {
     }
 }
 
-/// `BINARY features`: JSON, or nothing. A runtime that does not answer in [`PATIENCE`] has none to tell.
+/// `BINARY features`: JSON, or nothing. A runtime that does not answer in [`PATIENCE`] has none to
+/// tell.
 fn features(binary: &str) -> Option<Vec<u8>> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
     // The runtime's end waits as programs expect it; both ends are files of their own.
@@ -106,7 +107,8 @@ fn features(binary: &str) -> Option<Vec<u8>> {
     Some(compact(&json))
 }
 
-/// JSON without the white space between its tokens, and otherwise as it was: Go's shim decodes and encodes it.
+/// JSON without the white space between its tokens, and otherwise as it was: Go's shim decodes and
+/// encodes it.
 fn compact(json: &[u8]) -> Vec<u8> {
     let (mut in_text, mut escaped) = (false, false);
     json.iter()
@@ -130,7 +132,8 @@ fn read_all(pipe: &OwnedFd, deadline: Instant) -> Option<Vec<u8>> {
     let mut chunk = [0; 4096];
     loop {
         let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok()?;
-        if poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&left)).is_ok_and(|ready| ready == 0) {
+        if poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&left)).is_ok_and(|ready| ready == 0)
+        {
             return None;
         }
         match rustix::io::read(pipe, &mut chunk) {
@@ -168,7 +171,8 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("runtime");
             std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+                .unwrap();
             features(path.to_str().unwrap())
         };
         assert_eq!(runtime("echo '{ }'"), Some(b"{}".to_vec()));

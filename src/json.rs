@@ -1,7 +1,9 @@
-//! JSON as Go's encoding/json takes it: whatever containerd, its shim and runc read, we read as they do.
+//! JSON as Go's encoding/json takes it: whatever containerd, its shim and runc read, we read as
+//! they do.
 //!
-//! Other than with serde_json: null stands for any value and sets nothing; names are found in any case; a name may come twice, the later one
-//! counts and objects are merged; bytes that are no UTF-8 and lone surrogates become U+FFFD; what nobody asks for needs to be JSON, no more; and
+//! Other than with serde_json: null stands for any value and sets nothing; names are found in any
+//! case; a name may come twice, the later one counts and objects are merged; bytes that are no
+//! UTF-8 and lone surrogates become U+FFFD; what nobody asks for needs to be JSON, no more; and
 //! 10,000 levels are allowed. (Go 1.19 to 1.26, `encoding/json/decode.go`, `scanner.go`.)
 
 use std::{borrow::Cow, collections::HashMap};
@@ -47,7 +49,10 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads an object: `each` gets a member's name and must read its value.
-    pub fn object(&mut self, mut each: impl FnMut(&str, &mut Self) -> Result<()>) -> Result<Found<()>> {
+    pub fn object(
+        &mut self,
+        mut each: impl FnMut(&str, &mut Self) -> Result<()>,
+    ) -> Result<Found<()>> {
         match self.peek()? {
             b'{' => {}
             first => return self.other(first),
@@ -64,7 +69,10 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a list: `each` gets an item's index and must read it.
-    pub fn list(&mut self, mut each: impl FnMut(usize, &mut Self) -> Result<()>) -> Result<Found<()>> {
+    pub fn list(
+        &mut self,
+        mut each: impl FnMut(usize, &mut Self) -> Result<()>,
+    ) -> Result<Found<()>> {
         match self.peek()? {
             b'[' => {}
             first => return self.other(first),
@@ -243,7 +251,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Any value, without recursion; copied as it is where a copy is wanted, but for strings, which become UTF-8.
+    /// Any value, without recursion; copied as it is where a copy is wanted, but for strings, which
+    /// become UTF-8.
     fn scan(&mut self, mut copy: Option<&mut Vec<u8>>) -> Result<()> {
         // What closes each of the open ones.
         let mut open: Vec<u8> = Vec::new();
@@ -319,11 +328,15 @@ impl<'a> Reader<'a> {
                     Node::Object(members) => members,
                     _ => Vec::new(),
                 };
-                let mut places: HashMap<String, usize> =
-                    members.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect();
+                let mut places: HashMap<String, usize> = members
+                    .iter()
+                    .enumerate()
+                    .map(|(place, (name, _))| (name.clone(), place))
+                    .collect();
                 self.object(|name, reader| {
                     let field = fields.iter().find(|(field, _)| is_name(name, field));
-                    let (name, shape) = field.map_or((name, &Shape::Any), |(field, shape)| (*field, shape));
+                    let (name, shape) =
+                        field.map_or((name, &Shape::Any), |(field, shape)| (*field, shape));
                     let place = places.get(name).copied().unwrap_or_else(|| {
                         places.insert(name.to_owned(), members.len());
                         members.push((name.to_owned(), Node::Absent));
@@ -400,7 +413,9 @@ impl Node {
             Self::Text(text) => out.extend_from_slice(text),
             Self::Object(members) => {
                 out.push(b'{');
-                for (name, value) in members.iter().filter(|(_, value)| !matches!(value, Self::Absent)) {
+                for (name, value) in
+                    members.iter().filter(|(_, value)| !matches!(value, Self::Absent))
+                {
                     if out.last() != Some(&b'{') {
                         out.push(b',');
                     }
@@ -424,9 +439,10 @@ impl Node {
     }
 }
 
-/// An object as Go writes it again, for programs that are stricter: each name once and as the format has it, no null, all of it UTF-8. (What runc reads
-/// it reads over defaults: a null would take them away, and `runc update` crash.) `set` are members, as JSON, that it gets instead of its own ones. null
-/// is an empty object; `None`: it is no object.
+/// An object as Go writes it again, for programs that are stricter: each name once and as the
+/// format has it, no null, all of it UTF-8. (What runc reads it reads over defaults: a null would
+/// take them away, and `runc update` crash.) `set` are members, as JSON, that it gets instead of
+/// its own ones. null is an empty object; `None`: it is no object.
 pub fn rewrite(text: &[u8], shape: &Shape, set: &[(&str, String)]) -> Result<Option<Vec<u8>>> {
     let mut reader = Reader::new(text);
     let mut node = Node::Object(Vec::new());
@@ -437,8 +453,10 @@ pub fn rewrite(text: &[u8], shape: &Shape, set: &[(&str, String)]) -> Result<Opt
     reader.end()?;
     let Node::Object(members) = &mut node else { return Ok(None) };
     members.retain(|(name, _)| set.iter().all(|(gone, _)| gone != name));
-    members
-        .extend(set.iter().map(|(name, value)| ((*name).to_owned(), Node::Text(value.clone().into_bytes()))));
+    members.extend(
+        set.iter()
+            .map(|(name, value)| ((*name).to_owned(), Node::Text(value.clone().into_bytes()))),
+    );
     let mut out = Vec::with_capacity(text.len() + 32);
     node.write(&mut out);
     Ok(Some(out))
@@ -613,7 +631,8 @@ mod tests {
         let nested = |levels: usize| ["[".repeat(levels), "]".repeat(levels)].concat();
         assert!(is_json(nested(MAX_DEPTH).as_bytes()));
         assert!(!is_json(nested(MAX_DEPTH + 1).as_bytes()));
-        let objects = [r#"{"a":"#.repeat(MAX_DEPTH + 1), "1".to_owned(), "}".repeat(MAX_DEPTH + 1)].concat();
+        let objects =
+            [r#"{"a":"#.repeat(MAX_DEPTH + 1), "1".to_owned(), "}".repeat(MAX_DEPTH + 1)].concat();
         assert!(!is_json(objects.as_bytes()));
     }
 
@@ -637,7 +656,9 @@ mod tests {
 
     #[test]
     fn names_are_found_in_any_case() {
-        assert!(is_name("ANNOTATIONS", "annotations") && is_name("annotation\u{17f}", "annotations"));
+        assert!(
+            is_name("ANNOTATIONS", "annotations") && is_name("annotation\u{17f}", "annotations")
+        );
         assert!(is_name("\u{212a}ill", "kill"));
         assert!(!is_name("annotation", "annotations") && !is_name("ännotations", "annotations"));
     }
@@ -700,7 +721,9 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..60)) {
+        fn no_bytes_make_it_panic(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..60),
+        ) {
             let _ = is_json(&bytes);
             let _ = rewrite(&bytes, &Shape::Any, &[]);
         }

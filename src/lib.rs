@@ -1,7 +1,7 @@
 //! cleat: a containerd shim for OCI runtimes.
 //!
-//! One binary, three lives: `start` finds or makes the shim of a group of containers, the daemon is that shim, `delete` cleans up
-//! after a dead one. ARCHITECTURE.md has the map.
+//! One binary, three lives: `start` finds or makes the shim of a group of containers, the daemon is
+//! that shim, `delete` cleans up after a dead one. ARCHITECTURE.md has the map.
 
 pub mod args;
 pub mod bundle;

@@ -1,5 +1,6 @@
-//! What can be looked at without waiting for anybody. A file system that needs a server (NFS, FUSE) hangs with it, and
-//! with it whoever looks a name up there. What is in the kernel's cache, on a file system that needs nobody, does not.
+//! What can be looked at without waiting for anybody. A file system that needs a server (NFS, FUSE)
+//! hangs with it, and with it whoever looks a name up there. What is in the kernel's cache, on a
+//! file system that needs nobody, does not.
 
 use crate::{bundle::read_bounded, sys::program::Program};
 use rustix::{
@@ -21,8 +22,8 @@ const LEASE: Duration = Duration::from_millis(200);
 const MAX_MOUNTINFO: u64 = 4 << 20;
 /// File systems that answer without anybody's help.
 const LOCAL: [&str; 18] = [
-    "tmpfs", "ramfs", "rootfs", "devtmpfs", "devpts", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs",
-    "zfs", "f2fs", "bcachefs", "jfs", "erofs", "squashfs", "vfat",
+    "tmpfs", "ramfs", "rootfs", "devtmpfs", "devpts", "overlay", "ext2", "ext3", "ext4", "xfs",
+    "btrfs", "zfs", "f2fs", "bcachefs", "jfs", "erofs", "squashfs", "vfat",
 ];
 /// openat2(2): only what is in the cache (since Linux 5.12).
 const RESOLVE_CACHED: ResolveFlags = ResolveFlags::from_bits_retain(0x20);
@@ -43,8 +44,8 @@ struct Known {
     until: Option<Instant>,
 }
 
-/// The place that a path leads to, and whether all of it was in the cache; `None` if it was not, and somebody must be asked
-/// who may not answer.
+/// The place that a path leads to, and whether all of it was in the cache; `None` if it was not,
+/// and somebody must be asked who may not answer.
 pub fn locate(path: &Path) -> rustix::io::Result<Option<(OwnedFd, bool)>> {
     locate_at(CWD, path, OFlags::empty(), RESOLVE_CACHED)
 }
@@ -98,7 +99,8 @@ pub fn is_local(place: &OwnedFd, kind: &Statx) -> bool {
                 }
             }
         };
-        let mounts = read_bounded(Path::new("/proc/self/mountinfo"), MAX_MOUNTINFO).unwrap_or_default();
+        let mounts =
+            read_bounded(Path::new("/proc/self/mountinfo"), MAX_MOUNTINFO).unwrap_or_default();
         let is_local = is_local_mount(&String::from_utf8_lossy(&mounts), id, device);
         if is_local {
             if known.len() >= MAX_KNOWN {
@@ -122,7 +124,8 @@ fn is_local_mount(mounts: &str, id: u64, (major, minor): (u32, u32)) -> bool {
     })
 }
 
-/// Whether whoever starts a program may wait for a file system that hangs: its file is the first of these that is there.
+/// Whether whoever starts a program may wait for a file system that hangs: its file is the first of
+/// these that is there.
 pub fn may_hang(program: &Program) -> bool {
     // What a process names by its own descriptors is not ours to look up.
     let is_descriptor = program.path().starts_with("/proc/self");
@@ -149,7 +152,8 @@ fn look(path: &Path) -> rustix::io::Result<Option<bool>> {
     Ok(Some(is_cached && !is_local(&place, &kind(&place)?)))
 }
 
-/// Looks a name up in its directory if that is on a local file system, and stays on it; `None` if nothing can be said.
+/// Looks a name up in its directory if that is on a local file system, and stays on it; `None` if
+/// nothing can be said.
 fn is_in_its_directory(path: &Path) -> Option<bool> {
     let (directory, _) = locate(path.parent()?).ok()??;
     if !is_local(&directory, &kind(&directory).ok()?) {
@@ -186,8 +190,9 @@ mod tests {
         std::fs::write(&file, b"").unwrap();
         std::os::unix::fs::symlink("file", directory.path().join("link")).unwrap();
         // While others mount and rename, the cache does not always tell.
-        let mostly =
-            |path: &Path, answers: &[Option<bool>]| (0..1000).any(|_| answers.contains(&may_path_hang(path)));
+        let mostly = |path: &Path, answers: &[Option<bool>]| {
+            (0..1000).any(|_| answers.contains(&may_path_hang(path)))
+        };
         for name in ["file", "link", "missing", "missing/file", "file/below"] {
             assert!(mostly(&directory.path().join(name), &[None, Some(false)]), "{name}");
         }

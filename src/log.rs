@@ -1,5 +1,6 @@
-//! logfmt lines into the bundle's `log` fifo, which containerd copies into its own log. Never blocks, never kills: the fifo is
-//! open in both directions and non-blocking; a line that does not fit is dropped and counted.
+//! logfmt lines into the bundle's `log` fifo, which containerd copies into its own log. Never
+//! blocks, never kills: the fifo is open in both directions and non-blocking; a line that does not
+//! fit is dropped and counted.
 
 use crate::protocol::{Timestamp, inspect::Problem};
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -28,7 +29,8 @@ static LOGGER: Logfmt = Logfmt;
 
 struct Logfmt;
 
-/// Makes `fifo` our stderr and the logger's sink. Without the fifo (started by hand) stderr stays what it is.
+/// Makes `fifo` our stderr and the logger's sink. Without the fifo (started by hand) stderr stays
+/// what it is.
 pub fn open(fifo: &Path, debug: bool) -> io::Result<()> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match rustix::fs::open(fifo, flags, Mode::empty()) {
@@ -114,14 +116,16 @@ fn line(at: Timestamp, level: &str, text: &str, dropped: u64) -> String {
     line
 }
 
-/// UTC, nanoseconds, as containerd writes it. Days to date after Howard Hinnant's "days from civil".
+/// UTC, nanoseconds, as containerd writes it. Days to date after Howard Hinnant's "days from
+/// civil".
 pub fn rfc3339(at: Timestamp) -> String {
     let days = at.seconds.div_euclid(86_400);
     let second = at.seconds.rem_euclid(86_400);
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_index = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_index + 2) / 5 + 1;
@@ -152,7 +156,8 @@ mod tests {
 
     #[test]
     fn dates() {
-        for (seconds, text) in [(0, "1970-01-01"), (951_782_400, "2000-02-29"), (4_107_542_399, "2100-02-28")]
+        for (seconds, text) in
+            [(0, "1970-01-01"), (951_782_400, "2000-02-29"), (4_107_542_399, "2100-02-28")]
         {
             assert!(rfc3339(Timestamp { seconds, nanos: 0 }).starts_with(text), "{text}");
         }

@@ -1,7 +1,10 @@
-//! argv → one of start, delete, serve, info, version → exit code. Under the name of a helper: that helper.
+//! argv → one of start, delete, serve, info, version → exit code. Under the name of a helper: that
+//! helper.
 #![cfg_attr(target_env = "gnu", no_main)]
 
-use cleat::{args, args::Invocation, cleanup, info, io::file, native, remedy::told, serve, start, sys};
+use cleat::{
+    args, args::Invocation, cleanup, info, io::file, native, remedy::told, serve, start, sys,
+};
 use std::{
     io::{self, Write},
     process::ExitCode,
@@ -54,7 +57,8 @@ fn print(bytes: &[u8]) -> io::Result<()> {
 /// The name under which we were called: we may be installed as another shim.
 fn program_name() -> String {
     let path = std::env::args_os().next().unwrap_or_default();
-    std::path::Path::new(&path)
-        .file_name()
-        .map_or_else(|| "containerd-shim-cleat-v2".to_owned(), |name| name.to_string_lossy().into_owned())
+    std::path::Path::new(&path).file_name().map_or_else(
+        || "containerd-shim-cleat-v2".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }

@@ -1,5 +1,6 @@
-//! The rootfs: mounted in order, undone in reverse. Every call here may block in the kernel (a network file system, a
-//! busy one, dirty pages), so the daemon runs it in a helper process (`sys::spawn::helper`).
+//! The rootfs: mounted in order, undone in reverse. Every call here may block in the kernel (a
+//! network file system, a busy one, dirty pages), so the daemon runs it in a helper process
+//! (`sys::spawn::helper`).
 //!
 //! Options as containerd reads them: v2.3.4 `core/mount/mount_linux.go`.
 
@@ -30,10 +31,11 @@ use std::{
 const PAGE: usize = 4096;
 /// The same, less room for what it adds.
 const MAX_DATA: usize = PAGE - 512;
-/// Unmounts of one mount point before it is given up: that many mounts can lie on top of each other.
+/// Unmounts of one mount point before it is given up: that many mounts can lie on top of each
+/// other.
 const MAX_STACKED: usize = 64;
-/// File systems that a program mounts, by the prefix of their type, and the program: the type goes on with the name of their own program
-/// (`fuse3.fuse-overlayfs`).
+/// File systems that a program mounts, by the prefix of their type, and the program: the type goes
+/// on with the name of their own program (`fuse3.fuse-overlayfs`).
 const HELPERS: [(&str, &str); 2] = [("fuse.", "mount.fuse"), ("fuse3.", "mount.fuse3")];
 /// How long it may take: less than the helper process may.
 const HELPER_DEADLINE: Duration = Duration::from_secs(100);
@@ -145,7 +147,8 @@ fn mount_one(mount: &Mount, rootfs: &Path) -> Result<(), MountError> {
     }
     let mut parsed = parse(&mount.options)?;
     let namespace = user_namespace(&parsed, &target)?;
-    // An overlay's layers are mapped, through a mount that is needed until the overlay has its own copies of it.
+    // An overlay's layers are mapped, through a mount that is needed until the overlay has its own
+    // copies of it.
     let _lower = match &namespace {
         Some(namespace) if mount.r#type == "overlay" => {
             map_lower_directories(&mut parsed.data, rootfs, namespace)?
@@ -169,12 +172,15 @@ fn mount_one(mount: &Mount, rootfs: &Path) -> Result<(), MountError> {
     }
     apply(&source, &target, &mount.r#type, &parsed)?;
     match &namespace {
-        Some(namespace) if mount.r#type != "overlay" => map_onto(&target, &target, namespace, false),
+        Some(namespace) if mount.r#type != "overlay" => {
+            map_onto(&target, &target, namespace, false)
+        }
         _ => Ok(()),
     }
 }
 
-/// `mount.fuse3 SOURCE TARGET -o OPTION … -t KIND`. The daemon that serves the file system stays, and ends when it is unmounted.
+/// `mount.fuse3 SOURCE TARGET -o OPTION … -t KIND`. The daemon that serves the file system stays,
+/// and ends when it is unmounted.
 fn mount_by_program(
     program: &'static str,
     kind: &str,
@@ -195,22 +201,28 @@ fn mount_by_program(
         let words = arguments.iter().map(|argument| argument.to_string_lossy());
         std::iter::once(program.into()).chain(words).collect::<Vec<_>>().join(" ")
     };
-    let (status, output) = sys::spawn::to_its_end(Command::new(program).args(&arguments), HELPER_DEADLINE)
-        .map_err(|source| MountError::NoHelper { command: shown(), program, source })?;
+    let (status, output) =
+        sys::spawn::to_its_end(Command::new(program).args(&arguments), HELPER_DEADLINE)
+            .map_err(|source| MountError::NoHelper { command: shown(), program, source })?;
     match status.success() {
         true => Ok(()),
         false => Err(MountError::Helper { command: shown(), output, status }),
     }
 }
 
-/// The user namespace that the options ask for. One map without the other means nothing (upstream ignores it).
+/// The user namespace that the options ask for. One map without the other means nothing (upstream
+/// ignores it).
 fn user_namespace(parsed: &Parsed, target: &Path) -> Result<Option<OwnedFd>, MountError> {
     if parsed.uid_map.is_empty() || parsed.gid_map.is_empty() {
         return Ok(None);
     }
-    let make = || sys::idmap::user_namespace(&kernel_map(&parsed.uid_map)?, &kernel_map(&parsed.gid_map)?);
-    let fail =
-        |source| MountError::IdMapped { verb: "make a user namespace", path: target.to_owned(), source };
+    let make =
+        || sys::idmap::user_namespace(&kernel_map(&parsed.uid_map)?, &kernel_map(&parsed.gid_map)?);
+    let fail = |source| MountError::IdMapped {
+        verb: "make a user namespace",
+        path: target.to_owned(),
+        source,
+    };
     make().map(Some).map_err(fail)
 }
 
@@ -224,11 +236,18 @@ fn kernel_map(map: &str) -> io::Result<String> {
         }
     };
     let lines: Option<String> = map.split(',').map(line).collect();
-    lines.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, MountError::IdMap(map.to_owned())))
+    lines.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, MountError::IdMap(map.to_owned()))
+    })
 }
 
 /// A copy of the mount at `source`, with mapped ids, on `target`.
-fn map_onto(source: &Path, target: &Path, namespace: &OwnedFd, read_only: bool) -> Result<(), MountError> {
+fn map_onto(
+    source: &Path,
+    target: &Path,
+    namespace: &OwnedFd,
+    read_only: bool,
+) -> Result<(), MountError> {
     let attempt = || -> io::Result<()> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = rustix::mount::open_tree(CWD, source, flags)?;
@@ -255,23 +274,30 @@ impl Drop for Temporary {
     }
 }
 
-/// Mounts the directory that all layers share once more, with mapped ids, beside the rootfs, and names the layers below that.
+/// Mounts the directory that all layers share once more, with mapped ids, beside the rootfs, and
+/// names the layers below that.
 fn map_lower_directories(
     options: &mut [String],
     rootfs: &Path,
     namespace: &OwnedFd,
 ) -> Result<Option<Temporary>, MountError> {
-    let Some(lowerdir) = options.iter_mut().find(|o| o.starts_with("lowerdir=")) else { return Ok(None) };
+    let Some(lowerdir) = options.iter_mut().find(|o| o.starts_with("lowerdir=")) else {
+        return Ok(None);
+    };
     let layers: Vec<&str> = lowerdir["lowerdir=".len()..].split(':').collect();
-    let fail = |source| MountError::IdMapped { verb: "find the layers", path: rootfs.to_owned(), source };
-    let common = common_directory(&layers)
-        .ok_or_else(|| fail(io::Error::new(io::ErrorKind::InvalidInput, "the layers share no directory")))?;
+    let fail =
+        |source| MountError::IdMapped { verb: "find the layers", path: rootfs.to_owned(), source };
+    let common = common_directory(&layers).ok_or_else(|| {
+        fail(io::Error::new(io::ErrorKind::InvalidInput, "the layers share no directory"))
+    })?;
     let place = rootfs.with_file_name("idmap");
     std::fs::create_dir_all(&place).map_err(fail)?;
     let temporary = Temporary(place);
     map_onto(Path::new(&common), &temporary.0, namespace, true)?;
-    let mapped: Vec<String> =
-        layers.iter().map(|layer| format!("{}{}", temporary.0.display(), &layer[common.len()..])).collect();
+    let mapped: Vec<String> = layers
+        .iter()
+        .map(|layer| format!("{}{}", temporary.0.display(), &layer[common.len()..]))
+        .collect();
     *lowerdir = format!("lowerdir={}", mapped.join(":"));
     Ok(Some(temporary))
 }
@@ -290,7 +316,8 @@ fn apply(source: &str, target: &Path, fstype: &str, parsed: &Parsed) -> Result<(
     };
     let text = CString::new(data.as_str()).map_err(|e| fail(e.into()))?;
     if parsed.remount {
-        rustix::mount::mount_remount(target, parsed.flags, text.as_c_str()).map_err(|e| fail(e.into()))?;
+        rustix::mount::mount_remount(target, parsed.flags, text.as_c_str())
+            .map_err(|e| fail(e.into()))?;
     } else {
         rustix::mount::mount(source, target, fstype, parsed.flags, text.as_c_str())
             .map_err(|e| fail(e.into()))?;
@@ -305,8 +332,9 @@ fn apply(source: &str, target: &Path, fstype: &str, parsed: &Parsed) -> Result<(
     Ok(())
 }
 
-/// `target` below `rootfs`: neither `..` nor a link may lead out of it. Held open, and named by its descriptor, so that nobody who can
-/// write there exchanges it before we mount. Only ever runs in a helper process, which ends soon and takes the descriptor with it.
+/// `target` below `rootfs`: neither `..` nor a link may lead out of it. Held open, and named by its
+/// descriptor, so that nobody who can write there exchanges it before we mount. Only ever runs in a
+/// helper process, which ends soon and takes the descriptor with it.
 fn beneath(rootfs: &Path, target: &str) -> Result<PathBuf, MountError> {
     let relative: PathBuf = Path::new(target)
         .components()
@@ -430,13 +458,14 @@ fn propagation(option: &str) -> MountPropagationFlags {
         }
 }
 
-/// Shortens `lowerdir=` by changing into the directory that all layers share. Only ever runs in a helper process, whose
-/// working directory nobody misses.
+/// Shortens `lowerdir=` by changing into the directory that all layers share. Only ever runs in a
+/// helper process, whose working directory nobody misses.
 fn compact_lower_directories(options: &mut [String]) {
     let Some(lowerdir) = options.iter_mut().find(|o| o.starts_with("lowerdir=")) else { return };
     let layers: Vec<&str> = lowerdir["lowerdir=".len()..].split(':').collect();
     let Some(common) = common_directory(&layers) else { return };
-    let short: Vec<&str> = layers.iter().map(|layer| layer[common.len()..].trim_start_matches('/')).collect();
+    let short: Vec<&str> =
+        layers.iter().map(|layer| layer[common.len()..].trim_start_matches('/')).collect();
     if short.iter().any(|s| s.is_empty()) || std::env::set_current_dir(&common).is_err() {
         return;
     }
@@ -449,11 +478,12 @@ fn common_directory(layers: &[&str]) -> Option<String> {
     while !layers.iter().all(|layer| Path::new(layer).starts_with(common)) {
         common = common.parent()?;
     }
-    (common.is_absolute() && common != Path::new("/")).then(|| common.to_string_lossy().into_owned())
+    (common.is_absolute() && common != Path::new("/"))
+        .then(|| common.to_string_lossy().into_owned())
 }
 
-/// Unmounts whatever is mounted at or below `root`, deepest first, lazily as the last resort. Returns the first mount
-/// point that would not go, with its errno. A missing directory is fine.
+/// Unmounts whatever is mounted at or below `root`, deepest first, lazily as the last resort.
+/// Returns the first mount point that would not go, with its errno. A missing directory is fine.
 pub fn unmount_below(root: &Path) -> Option<(PathBuf, i32)> {
     match unmount_stack(root, UnmountFlags::NOFOLLOW) {
         Ok(()) if !may_have_mounts_below(root) => return None,
@@ -475,8 +505,8 @@ pub fn unmount_below(root: &Path) -> Option<(PathBuf, i32)> {
     failed
 }
 
-/// Whether nothing is mounted on the directory `root` or below it, as far as that can be told without asking a file system that may
-/// be mounted there.
+/// Whether nothing is mounted on the directory `root` or below it, as far as that can be told
+/// without asking a file system that may be mounted there.
 pub fn is_bare(root: &Path) -> bool {
     let (Some(parent), Some(name)) = (root.parent(), root.file_name()) else { return false };
     let look = || -> rustix::io::Result<bool> {
@@ -499,7 +529,8 @@ pub fn is_bare(root: &Path) -> bool {
     }
 }
 
-/// After the rootfs itself has gone, mounts can only remain below it if it was a plain directory with mounts inside.
+/// After the rootfs itself has gone, mounts can only remain below it if it was a plain directory
+/// with mounts inside.
 fn may_have_mounts_below(root: &Path) -> bool {
     std::fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some())
 }
@@ -509,7 +540,9 @@ fn unmount_stack(point: &Path, flags: UnmountFlags) -> rustix::io::Result<()> {
         match rustix::mount::unmount(point, flags) {
             Ok(()) => {}
             // Not a mount point, or not there.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+            Err(
+                rustix::io::Errno::INVAL | rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR,
+            ) => {
                 return Ok(());
             }
             Err(e) => return Err(e),

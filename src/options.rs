@@ -1,7 +1,8 @@
 //! An Any from a client or from containerd's configuration → the runtime's options.
 //!
-//! `containerd.runc.v1.Options` is what we understand; `runtimeoptions.v1.Options` is the envelope that containerd uses for runtimes that it
-//! does not know by name: TOML, either in the message or in a file (containerd v2.3.4 `internal/cri/config/config.go`,
+//! `containerd.runc.v1.Options` is what we understand; `runtimeoptions.v1.Options` is the envelope
+//! that containerd uses for runtimes that it does not know by name: TOML, either in the message or
+//! in a file (containerd v2.3.4 `internal/cri/config/config.go`,
 //! `cmd/ctr/commands/commands_unix.go`).
 
 use crate::{
@@ -57,7 +58,8 @@ pub enum BadOptions {
     },
 }
 
-/// Reads options; an empty message is the default. The type counts after its last slash: Go's registry knows it with any prefix.
+/// Reads options; an empty message is the default. The type counts after its last slash: Go's
+/// registry knows it with any prefix.
 pub fn read(any: &Any) -> Result<Options, BadOptions> {
     match any.type_url.rsplit('/').next().unwrap_or_default() {
         OPTIONS_URL => Options::decode(any.value.as_slice())
@@ -81,7 +83,10 @@ fn from_generic(generic: GenericOptions) -> Result<Options, BadOptions> {
         let path = PathBuf::from(generic.config_path);
         let fail = |source| BadOptions::File { path: path.clone(), source };
         if !path.is_absolute() {
-            return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "the path is not absolute")));
+            return Err(fail(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the path is not absolute",
+            )));
         }
         read_bounded(&path, MAX_TOML).map_err(fail)?
     } else {
@@ -93,16 +98,23 @@ fn from_generic(generic: GenericOptions) -> Result<Options, BadOptions> {
     from_table(&table)
 }
 
-/// Keys as Go knows them (`SystemdCgroup`) or as the message does (`systemd_cgroup`), in any case. Others are for newer versions.
+/// Keys as Go knows them (`SystemdCgroup`) or as the message does (`systemd_cgroup`), in any case.
+/// Others are for newer versions.
 fn from_table(table: &toml::Table) -> Result<Options, BadOptions> {
     let mut options = Options::default();
     for (key, value) in table {
-        let plain: String = key.chars().filter(|c| *c != '_').map(|c| c.to_ascii_lowercase()).collect();
-        let wrong = |expected| BadOptions::Value { key: key.clone(), value: value.type_str(), expected };
+        let plain: String =
+            key.chars().filter(|c| *c != '_').map(|c| c.to_ascii_lowercase()).collect();
+        let wrong =
+            |expected| BadOptions::Value { key: key.clone(), value: value.type_str(), expected };
         let text = || value.as_str().map(str::to_owned).ok_or_else(|| wrong("string"));
         let truth = || value.as_bool().ok_or_else(|| wrong("boolean"));
-        let number =
-            || value.as_integer().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| wrong("id or version"));
+        let number = || {
+            value
+                .as_integer()
+                .and_then(|n| u32::try_from(n).ok())
+                .ok_or_else(|| wrong("id or version"))
+        };
         match plain.as_str() {
             "nopivotroot" => options.no_pivot_root = truth()?,
             "nonewkeyring" => options.no_new_keyring = truth()?,
@@ -118,7 +130,9 @@ fn from_table(table: &toml::Table) -> Result<Options, BadOptions> {
             "taskapiversion" => options.task_api_version = number()?,
             "spool" => options.spool = text()?,
             "spooltotal" => options.spool_total = text()?,
-            "annotations" => options.annotations = words(value).ok_or_else(|| wrong("list of strings"))?,
+            "annotations" => {
+                options.annotations = words(value).ok_or_else(|| wrong("list of strings"))?
+            }
             "nativeexec" => options.native_exec = truth()?,
             _ => {}
         }
@@ -129,12 +143,15 @@ fn from_table(table: &toml::Table) -> Result<Options, BadOptions> {
 /// A list of words, or one word, with commas between them.
 fn words(value: &toml::Value) -> Option<String> {
     match value.as_array() {
-        Some(list) => Some(list.iter().map(toml::Value::as_str).collect::<Option<Vec<_>>>()?.join(",")),
+        Some(list) => {
+            Some(list.iter().map(toml::Value::as_str).collect::<Option<Vec<_>>>()?.join(","))
+        }
         None => value.as_str().map(str::to_owned),
     }
 }
 
-/// Reads an `options.json`, as Go's shim does: null sets nothing, unknown members are for newer versions.
+/// Reads an `options.json`, as Go's shim does: null sets nothing, unknown members are for newer
+/// versions.
 pub fn from_json(text: &[u8]) -> Result<Options, BadOptionsFile> {
     let mut options = Options::default();
     let mut odd = None;
@@ -233,7 +250,8 @@ mod tests {
         };
         assert_eq!(generic(body, "").unwrap(), expected);
         assert_eq!(
-            generic("binary_name = '/usr/bin/crun'\nsystemd_cgroup = true\nio_uid = 7", "").unwrap(),
+            generic("binary_name = '/usr/bin/crun'\nsystemd_cgroup = true\nio_uid = 7", "")
+                .unwrap(),
             expected
         );
         assert_eq!(generic("", "").unwrap(), Options::default());
@@ -242,7 +260,8 @@ mod tests {
     #[test]
     fn toml_says_what_is_kept_and_what_containers_may_set() {
         let options =
-            generic("Spool = '1Mi'\nSpoolTotal = '4Mi'\nAnnotations = ['spool', 'direct']", "").unwrap();
+            generic("Spool = '1Mi'\nSpoolTotal = '4Mi'\nAnnotations = ['spool', 'direct']", "")
+                .unwrap();
         assert_eq!((options.spool.as_str(), options.spool_total.as_str()), ("1Mi", "4Mi"));
         assert_eq!(options.annotations, "spool,direct");
         assert_eq!(generic("annotations = 'spool'", "").unwrap().annotations, "spool");
@@ -255,14 +274,19 @@ mod tests {
         let path = dir.path().join("o.toml");
         std::fs::write(&path, "Root = '/run/r'\n").unwrap();
         assert_eq!(generic("", path.to_str().unwrap()).unwrap().root, "/run/r");
-        assert!(generic("", "/nope/o.toml").unwrap_err().contains("read runtime options from /nope/o.toml"));
+        assert!(
+            generic("", "/nope/o.toml")
+                .unwrap_err()
+                .contains("read runtime options from /nope/o.toml")
+        );
         assert!(generic("", "o.toml").unwrap_err().contains("not absolute"));
     }
 
     #[test]
     fn a_file_of_options_as_go_reads_it() {
         let read = |text: &[u8]| from_json(text).map_err(|e| e.to_string());
-        let expected = Options { root: "/r".into(), systemd_cgroup: true, io_uid: 7, ..Options::default() };
+        let expected =
+            Options { root: "/r".into(), systemd_cgroup: true, io_uid: 7, ..Options::default() };
         let texts: [&[u8]; 3] = [
             br#"{"root":"/r","systemd_cgroup":true,"io_uid":7}"#,
             br#"{"root":"/x","Root":"/r","root":null,"SYSTEMD_CGROUP":true,"io_uid":7,"io_uid":null,"new":[{}]}"#,
@@ -273,7 +297,9 @@ mod tests {
         }
         assert_eq!(read(b"null"), Ok(Options::default()));
         assert_eq!(read(b"{\"root\":\"\xff\"}").unwrap().root, "\u{fffd}");
-        for text in ["", "[]", "{} x", r#"{"root":1}"#, r#"{"io_uid":-1}"#, r#"{"systemd_cgroup":"true"}"#] {
+        for text in
+            ["", "[]", "{} x", r#"{"root":1}"#, r#"{"io_uid":-1}"#, r#"{"systemd_cgroup":"true"}"#]
+        {
             assert!(read(text.as_bytes()).is_err(), "{text}");
         }
     }
@@ -281,8 +307,10 @@ mod tests {
     #[test]
     fn the_type_may_have_a_prefix() {
         let options = Options { root: "/r".into(), ..Options::default() };
-        let any =
-            Any { type_url: format!("type.googleapis.com/{OPTIONS_URL}"), value: options.encode_to_vec() };
+        let any = Any {
+            type_url: format!("type.googleapis.com/{OPTIONS_URL}"),
+            value: options.encode_to_vec(),
+        };
         assert_eq!(read(&any).unwrap(), options);
     }
 
@@ -292,7 +320,10 @@ mod tests {
         assert!(generic("IoUid = -1", "").unwrap_err().contains("IoUid"));
         assert!(generic("= = =", "").unwrap_err().contains("no TOML"));
         let other = Any { type_url: "example.org/Other".into(), value: vec![1] };
-        assert_eq!(read(&other).unwrap_err().to_string(), "unknown options type \"example.org/Other\"");
+        assert_eq!(
+            read(&other).unwrap_err().to_string(),
+            "unknown options type \"example.org/Other\""
+        );
         let broken = Any { type_url: OPTIONS_URL.into(), value: vec![0xff] };
         assert!(matches!(read(&broken), Err(BadOptions::Decode { .. })));
     }

@@ -1,7 +1,9 @@
-//! What to do about an error, for whoever reads it in `kubectl describe`. [`Hint`] is the whole table; docs/errors.md shows it, and each line has a test that
-//! provokes the error itself (tests/suite/errors.rs).
+//! What to do about an error, for whoever reads it in `kubectl describe`. [`Hint`] is the whole
+//! table; docs/errors.md shows it, and each line has a test that provokes the error itself
+//! (tests/suite/errors.rs).
 //!
-//! The error's own sentence stays as it is and comes first: clients look for Go's words. Only what somebody can act on gets a hint.
+//! The error's own sentence stays as it is and comes first: clients look for Go's words. Only what
+//! somebody can act on gets a hint.
 
 use crate::{
     io::StdioError,
@@ -132,7 +134,9 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Hint> {
         return Some(match error {
             BadOptions::Type(_) => Hint::OptionsType,
             BadOptions::File { .. } => Hint::OptionsFile,
-            BadOptions::Decode { .. } | BadOptions::Toml(_) | BadOptions::Value { .. } => Hint::Options,
+            BadOptions::Decode { .. } | BadOptions::Toml(_) | BadOptions::Value { .. } => {
+                Hint::Options
+            }
         });
     }
     if let Some(PlacementError::Cgroup { .. }) = error.downcast_ref() {
@@ -161,11 +165,15 @@ fn of_runtime(failure: &Failure) -> Option<Hint> {
     let text = failure.to_string();
     let has = |words: &[&str]| words.iter().all(|word| text.contains(word));
     let system = || {
-        [libc::EMFILE, libc::EAGAIN, libc::ENOMEM].into_iter().find(|code| text.contains(&words_of(*code)))
+        [libc::EMFILE, libc::EAGAIN, libc::ENOMEM]
+            .into_iter()
+            .find(|code| text.contains(&words_of(*code)))
     };
     match failure {
         Failure::DeadlineExceeded { .. } => return Some(Hint::Hung),
-        Failure::NotStarted { .. } if has(&["executable file not found"]) => return Some(Hint::NoRuntime),
+        Failure::NotStarted { .. } if has(&["executable file not found"]) => {
+            return Some(Hint::NoRuntime);
+        }
         Failure::NotStarted { .. } => return system().and_then(of_code),
         Failure::Refused { .. } | Failure::Silent { .. } | Failure::CutShort => {}
     }
@@ -210,7 +218,9 @@ fn of_stdio(error: &StdioError) -> Option<Hint> {
             Some(Hint::NoLogger)
         }
         StdioError::Io { verb, .. } if verb.contains("ready: logger") => Some(Hint::LoggerNotReady),
-        StdioError::Io { source, .. } if source.kind() == ErrorKind::NotFound => Some(Hint::FifoGone),
+        StdioError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            Some(Hint::FifoGone)
+        }
         // Its cause may have one.
         StdioError::Io { .. } => None,
     }
@@ -238,7 +248,8 @@ mod tests {
     // docs/errors.md is this table, with the error that each hint belongs to, and its test.
     #[test]
     fn the_document_has_each_hint_and_no_other() {
-        let table = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md")).unwrap();
+        let table = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md"))
+            .unwrap();
         let rows = table.lines().filter(|line| line.starts_with("| `"));
         let told: Vec<&str> = rows.filter_map(|row| row.split(" | ").nth(1)).collect();
         for hint in Hint::ALL {
@@ -262,7 +273,8 @@ mod tests {
         assert_eq!(text, "OCI runtime create failed: something new");
     }
 
-    // Both bounds are reached by clients only with thousands of containers; the type leaves no third.
+    // Both bounds are reached by clients only with thousands of containers; the type leaves no
+    // third.
     #[test]
     fn too_many_containers() {
         let text = told(&ShimError::TooMany(4096, Bound::Containers));
@@ -273,6 +285,9 @@ mod tests {
     #[test]
     fn a_bundle_that_is_taken_away() {
         let text = told(&ShimError::GivenUp("/run/b".into()));
-        assert!(text.ends_with("hint: containerd was restarted meanwhile; it is tried again"), "{text}");
+        assert!(
+            text.ends_with("hint: containerd was restarted meanwhile; it is tried again"),
+            "{text}"
+        );
     }
 }

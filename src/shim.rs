@@ -1,7 +1,8 @@
-//! The one owner of all containers. Commands and kernel events come in; the pure machine in `container/` decides; effects go out.
+//! The one owner of all containers. Commands and kernel events come in; the pure machine in
+//! `container/` decides; effects go out.
 //!
-//! A command borrows a container, decides, and lets go before it waits: no borrow lives across an await (clippy checks it).
-//! Commands run to their end even if their caller has gone.
+//! A command borrows a container, decides, and lets go before it waits: no borrow lives across an
+//! await (clippy checks it). Commands run to their end even if their caller has gone.
 
 mod checkpoint;
 mod guard;
@@ -40,7 +41,8 @@ use std::{
 };
 use tokio::sync::{Notify, oneshot};
 
-/// How long Delete waits for the outputs to end when a grandchild keeps them open: upstream's figure.
+/// How long Delete waits for the outputs to end when a grandchild keeps them open: upstream's
+/// figure.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How long Delete waits for the exit of an init that the runtime has just killed.
 const EXIT_AFTER_DELETE: Duration = Duration::from_secs(5);
@@ -48,13 +50,15 @@ const EXIT_AFTER_DELETE: Duration = Duration::from_secs(5);
 const MOUNT_DEADLINE: Duration = Duration::from_secs(120);
 /// How long the kernel may take to change a cgroup.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(60);
-/// How long `runtime exec` may go on when the container's init is dead: the init's exit waits for it, since starts are told before
-/// exits. A call that hangs must not keep a dead container running.
+/// How long `runtime exec` may go on when the container's init is dead: the init's exit waits for
+/// it, since starts are told before exits. A call that hangs must not keep a dead container
+/// running.
 const EXEC_AFTER_INIT: Duration = Duration::from_millis(500);
-/// The same for `runtime start` of the init itself: a program that ends at once is started all the same, and on a busy node the runtime
-/// may take its time to say so.
+/// The same for `runtime start` of the init itself: a program that ends at once is started all the
+/// same, and on a busy node the runtime may take its time to say so.
 const START_AFTER_INIT: Duration = Duration::from_secs(10);
-/// How often, and how long apart, we look whether the cgroup of a failed create, or of a dead init, is empty: a second in all.
+/// How often, and how long apart, we look whether the cgroup of a failed create, or of a dead init,
+/// is empty: a second in all.
 const CLEAR_LOOKS: u32 = 200;
 const CLEAR_PAUSE: Duration = Duration::from_millis(5);
 /// Containers of one shim. A pod has a few; more than this is a mistake of the caller.
@@ -65,7 +69,8 @@ const MAX_EXECS: usize = 8192;
 const MAX_UNHEARD: usize = 64;
 /// Bytes of transitions kept for the dump: the last hundred or so.
 const RING: usize = 8 << 10;
-/// After a Shutdown that came too early: how long the shim stays when its last container has gone. containerd usually asks again.
+/// After a Shutdown that came too early: how long the shim stays when its last container has gone.
+/// containerd usually asks again.
 const LINGER: Duration = Duration::from_secs(5);
 /// What waiters hear of an exec that never ran: containerd's "unknown" status.
 const UNKNOWN_STATUS: u32 = 255;
@@ -278,7 +283,8 @@ pub struct Shim {
     /// Containers that there have been.
     lives: Cell<u64>,
     shutdown_asked: Cell<bool>,
-    /// A Shutdown came although there were containers, or a Create's caller has gone, and nobody has looked since whether they are given up.
+    /// A Shutdown came although there were containers, or a Create's caller has gone, and nobody
+    /// has looked since whether they are given up.
     doubtful: Cell<bool>,
     ended: Cell<bool>,
     changed: Notify,
@@ -305,10 +311,10 @@ impl Shim {
         })
     }
 
-    // ---- Create ------------------------------------------------------------------------------------------------------
+    // ---- Create ---------------------------------------------------------------------------------
 
-    /// Makes a container: rootfs mounted, `runtime create` done, its init watched. Returns the init's pid. On failure
-    /// everything is undone.
+    /// Makes a container: rootfs mounted, `runtime create` done, its init watched. Returns the
+    /// init's pid. On failure everything is undone.
     pub async fn create(self: &Rc<Self>, request: Create) -> Result<u32, ShimError> {
         let reservation = self.reserve(&request)?;
         has_room_for_a_process()?;
@@ -317,10 +323,9 @@ impl Shim {
         reservation.may_be_mounted.set(!request.rootfs.is_empty());
         let prepared = self.prepare(&request);
         let mounted = match mounting {
-            Ok(Some(helper)) => self
-                .end_of(helper, MOUNT_DEADLINE)
-                .await
-                .map_err(|reason| ShimError::Rootfs { context: "failed to mount rootfs component", reason }),
+            Ok(Some(helper)) => self.end_of(helper, MOUNT_DEADLINE).await.map_err(|reason| {
+                ShimError::Rootfs { context: "failed to mount rootfs component", reason }
+            }),
             Ok(None) => Ok(()),
             Err(e) => Err(e),
         };
@@ -364,7 +369,8 @@ impl Shim {
         let plan = Plan::new(&request.stdio, self.namespace.as_str(), request.id.as_str(), spool)?;
         request.bundle.forget_earlier();
         request.bundle.write_options(&request.options)?;
-        let cgroup = traits.cgroups_path.as_deref().and_then(|path| Cgroup::at(path, request.id.as_str()));
+        let cgroup =
+            traits.cgroups_path.as_deref().and_then(|path| Cgroup::at(path, request.id.as_str()));
         if cgroup.is_some_and(|cgroup| cgroup.directories().is_empty()) {
             request.bundle.note_cgroup_new()?;
         }
@@ -416,7 +422,10 @@ impl Shim {
         let mounts = &request.rootfs;
         self.in_helper(|| mount::mount_all(mounts, &rootfs).map_err(|e| chain(&e)))
             .map(Some)
-            .map_err(|source| ShimError::Io { verb: "start a helper that mounts the rootfs", source })
+            .map_err(|source| ShimError::Io {
+                verb: "start a helper that mounts the rootfs",
+                source,
+            })
     }
 
     async fn create_process(
@@ -472,15 +481,19 @@ impl Shim {
         born
     }
 
-    /// What was not deleted in time when its shim had died would keep the container from its name. If it cannot be deleted, create says so.
+    /// What was not deleted in time when its shim had died would keep the container from its name.
+    /// If it cannot be deleted, create says so.
     async fn clear_earlier(&self, runtime: &Runtime, id: &Id) {
-        log::warn!("the runtime knows an earlier container, which has ended: it is deleted container={id}");
+        log::warn!(
+            "the runtime knows an earlier container, which has ended: it is deleted container={id}"
+        );
         if let Err(e) = self.runtimes.delete(runtime, id, true).await {
             log::warn!("delete an earlier container={id}: {e}");
         }
     }
 
-    /// The runtime has made the container: takes its console, reads its pid, watches it, tells containerd.
+    /// The runtime has made the container: takes its console, reads its pid, watches it, tells
+    /// containerd.
     fn adopt(
         self: &Rc<Self>,
         request: &Create,
@@ -506,7 +519,8 @@ impl Shim {
         Ok(pid)
     }
 
-    /// Takes the console of a container whose init has just been born, reads its pid, and watches it and its memory.
+    /// Takes the console of a container whose init has just been born, reads its pid, and watches
+    /// it and its memory.
     fn born(
         self: &Rc<Self>,
         id: &Id,
@@ -546,7 +560,8 @@ impl Shim {
         Born { pid, cgroup, oom, keeps_record, direct }: Born,
     ) {
         let Create { id, bundle, options, stdio, rootfs, checkpoint } = request;
-        let state = Container::new(id.clone(), bundle.path().to_owned(), pid, stdio.clone(), pid_namespace);
+        let state =
+            Container::new(id.clone(), bundle.path().to_owned(), pid, stdio.clone(), pid_namespace);
         let owned = Owned {
             state,
             runtime: runtime.clone(),
@@ -597,8 +612,8 @@ impl Shim {
         self.clear_after_create(bundle, id).await;
     }
 
-    /// A runtime that was killed while it made the container may have left a cgroup that it does not know of itself, and in it a child of its
-    /// own (crun; runc's ends by itself).
+    /// A runtime that was killed while it made the container may have left a cgroup that it does
+    /// not know of itself, and in it a child of its own (crun; runc's ends by itself).
     async fn clear_after_create(&self, bundle: &Bundle, id: &Id) {
         let left = self.reaper.unclaimed_with(&bundle.path().to_string_lossy());
         let named = Cgroup::of_bundle(bundle, id);
@@ -618,7 +633,7 @@ impl Shim {
         log::warn!("cgroup remains after a failed create container={id}");
     }
 
-    // ---- Start -------------------------------------------------------------------------------------------------------
+    // ---- Start ----------------------------------------------------------------------------------
 
     /// Starts the init. Returns its pid.
     pub async fn start(self: &Rc<Self>, id: &Id) -> Result<u32, ShimError> {
@@ -628,7 +643,10 @@ impl Shim {
             Box::pin(self.restore(id)).await?
         } else {
             let result = self.start_init(id).await?;
-            result.map_err(|failure| ShimError::Runtime { context: "OCI runtime start failed", failure })?;
+            result.map_err(|failure| ShimError::Runtime {
+                context: "OCI runtime start failed",
+                failure,
+            })?;
             pid
         };
         transition.succeed(Event::Started)?;
@@ -637,20 +655,30 @@ impl Shim {
 
     /// Without the runtime where that goes.
     async fn start_init(&self, id: &Id) -> Result<Result<(), Failure>, ShimError> {
-        let (direct, gone) = self.with(id, |owned| (owned.direct.clone(), owned.exec_starts.clone()))?;
+        let (direct, gone) =
+            self.with(id, |owned| (owned.direct.clone(), owned.exec_starts.clone()))?;
         if let Some(direct) = direct {
             match direct.start(&gone).await {
                 Ok(false) => {}
                 result => return Ok(result.map(drop)),
             }
         }
-        let (runtime, cut_short) = self.with(id, |owned| (owned.runtime.clone(), owned.start.clone()))?;
+        let (runtime, cut_short) =
+            self.with(id, |owned| (owned.runtime.clone(), owned.start.clone()))?;
         Ok(Box::pin(self.runtimes.start(&runtime, id, cut_short)).await)
     }
 
-    /// Adds an exec; nothing runs yet. `spec` is the process spec, JSON, as the runtime is to read it.
-    pub fn exec(self: &Rc<Self>, id: &Id, exec: Id, stdio: Stdio, spec: Vec<u8>) -> Result<(), ShimError> {
-        // What an exec leaves running may keep its fifo for as long as the container lives, and its client would wait for the end.
+    /// Adds an exec; nothing runs yet. `spec` is the process spec, JSON, as the runtime is to read
+    /// it.
+    pub fn exec(
+        self: &Rc<Self>,
+        id: &Id,
+        exec: Id,
+        stdio: Stdio,
+        spec: Vec<u8>,
+    ) -> Result<(), ShimError> {
+        // What an exec leaves running may keep its fifo for as long as the container lives, and its
+        // client would wait for the end.
         let spool = self.with(id, |owned| owned.io.spool())?.through_the_shim();
         let plan = Plan::new(&stdio, self.namespace.as_str(), exec.as_str(), spool)?;
         self.with(id, |owned| {
@@ -686,7 +714,8 @@ impl Shim {
             }
             let spool = owned.io.spool();
             let plan =
-                Plan::new(&owned.state.init.stdio, self.namespace.as_str(), id.as_str(), spool).ok()?;
+                Plan::new(&owned.state.init.stdio, self.namespace.as_str(), id.as_str(), spool)
+                    .ok()?;
             Some(std::mem::replace(&mut owned.io, ProcessIo::new(plan)))
         });
         if let Ok(Some(failed)) = renewed {
@@ -727,14 +756,16 @@ impl Shim {
         }
         let spec_name = format!("{exec}.process.json");
         match io.size() {
-            // Through the runtime: by the time that we get the console, the program may have looked already.
+            // Through the runtime: by the time that we get the console, the program may have looked
+            // already.
             Some(size) if io.is_terminal() => {
                 bundle.write(&spec_name, &crate::spec::with_console_size(spec, size), 0o600)?
             }
             _ => bundle.write(&spec_name, spec, 0o600)?,
         }
         let _spec_file = Removed(&bundle, &spec_name);
-        let console = io.is_terminal().then(|| ConsoleSocket::bind(&bundle, exec.as_str())).transpose()?;
+        let console =
+            io.is_terminal().then(|| ConsoleSocket::bind(&bundle, exec.as_str())).transpose()?;
         let spec_path = bundle.join(&spec_name);
         let spec_path = spec_path.to_string_lossy();
         let mut arguments: Vec<&str> = vec!["--process", &spec_path];
@@ -748,9 +779,10 @@ impl Shim {
             failure: failure.with_words(|| io.words()),
         })?;
         let adopted = match &console {
-            Some(console) => {
-                console.receive().map_err(Into::into).and_then(|master| Ok(io.attach_console(master)?))
-            }
+            Some(console) => console
+                .receive()
+                .map_err(Into::into)
+                .and_then(|master| Ok(io.attach_console(master)?)),
             None => Ok(()),
         }
         .and_then(|()| Ok(bundle.pid(&exec_pid(exec))?))
@@ -773,7 +805,7 @@ impl Shim {
         Ok(pid)
     }
 
-    // ---- Questions ---------------------------------------------------------------------------------------------------
+    // ---- Questions ------------------------------------------------------------------------------
 
     /// State of the init or of an exec.
     pub fn state(&self, id: &Id, exec: Option<&Id>) -> Result<ProcessState, ShimError> {
@@ -809,7 +841,12 @@ impl Shim {
     }
 
     /// Waits for the exit of the init or of an exec; answers at once if it is known.
-    pub async fn wait(&self, id: &Id, exec: Option<&Id>, abandoned: &CancelToken) -> Result<Exit, ShimError> {
+    pub async fn wait(
+        &self,
+        id: &Id,
+        exec: Option<&Id>,
+        abandoned: &CancelToken,
+    ) -> Result<Exit, ShimError> {
         if let Some(exit) =
             self.with(id, |owned| process(&owned.state, exec).map(|_| owned.state.outcome(exec)))??
         {
@@ -829,19 +866,18 @@ impl Shim {
         exit
     }
 
-    /// Pids of all processes of the container; execs with their id. If none is left, the dead init's: a containerd that comes back
-    /// takes a shim without pids for a leak and throws the exit status away (v2.3.4 `core/runtime/v2/shim_load.go`).
+    /// Pids of all processes of the container; execs with their id. If none is left, the dead
+    /// init's: a containerd that comes back takes a shim without pids for a leak and throws the
+    /// exit status away (v2.3.4 `core/runtime/v2/shim_load.go`).
     pub async fn pids(&self, id: &Id) -> Result<Vec<(u32, Option<Id>)>, ShimError> {
-        let (runtime, is_known) = self
-            .with(id, |owned| (owned.runtime.clone(), owned.keeps_record || owned.state.init_has_exited()))?;
+        let (runtime, is_known) = self.with(id, |owned| {
+            (owned.runtime.clone(), owned.keeps_record || owned.state.init_has_exited())
+        })?;
         let named = match is_known {
             true => None,
-            false => Some(
-                self.runtimes
-                    .ps(&runtime, id)
-                    .await
-                    .map_err(|failure| ShimError::Runtime { context: "OCI runtime ps failed", failure })?,
-            ),
+            false => Some(self.runtimes.ps(&runtime, id).await.map_err(|failure| {
+                ShimError::Runtime { context: "OCI runtime ps failed", failure }
+            })?),
         };
         self.with(id, |owned| {
             let cgroup = owned.cgroup.as_deref();
@@ -852,7 +888,10 @@ impl Shim {
                     Ok(pids) => pids,
                     Err(_) if owned.state.init_has_exited() => Vec::new(),
                     Err(source) => {
-                        return Err(ShimError::Io { verb: "read the container's processes", source });
+                        return Err(ShimError::Io {
+                            verb: "read the container's processes",
+                            source,
+                        });
                     }
                 },
             };
@@ -860,13 +899,19 @@ impl Shim {
                 return Ok(vec![(owned.state.init.pid, None)]);
             }
             let exec_of = |pid: u32| {
-                owned.state.execs.iter().find(|(_, e)| e.process.pid == pid).map(|(exec, _)| exec.clone())
+                owned
+                    .state
+                    .execs
+                    .iter()
+                    .find(|(_, e)| e.process.pid == pid)
+                    .map(|(exec, _)| exec.clone())
             };
             Ok(pids.into_iter().map(|pid| (pid, exec_of(pid))).collect())
         })?
     }
 
-    /// The container's cgroup. It may have gone, with a systemd scope for instance; then its figures are zero, as Go's shim has it.
+    /// The container's cgroup. It may have gone, with a systemd scope for instance; then its
+    /// figures are zero, as Go's shim has it.
     pub fn cgroup(&self, id: &Id) -> Result<Rc<Cgroup>, ShimError> {
         self.with(id, |owned| owned.cgroup.clone())?.ok_or(ShimError::NoCgroup)
     }
@@ -876,10 +921,17 @@ impl Shim {
         self.with(id, |owned| owned.state.init.pid).unwrap_or(0)
     }
 
-    // ---- Signals and I/O ---------------------------------------------------------------------------------------------
+    // ---- Signals and I/O ------------------------------------------------------------------------
 
-    /// Sends a signal to a process, or to all of the container's. A single process gets it through its pidfd, without a runtime.
-    pub async fn kill(&self, id: &Id, exec: Option<&Id>, signal: i32, all: bool) -> Result<(), ShimError> {
+    /// Sends a signal to a process, or to all of the container's. A single process gets it through
+    /// its pidfd, without a runtime.
+    pub async fn kill(
+        &self,
+        id: &Id,
+        exec: Option<&Id>,
+        signal: i32,
+        all: bool,
+    ) -> Result<(), ShimError> {
         let (pid, runtime, cgroup, is_exact) = self.with(id, |owned| {
             owned.is_killed_by_us |= exec.is_none() && signal == libc::SIGKILL;
             let process = process(&owned.state, exec)?;
@@ -887,12 +939,17 @@ impl Shim {
                 return Err(ShimError::Finished);
             }
             if process.pid == 0 {
-                return Err(if exec.is_some() { ShimError::NotStarted } else { ShimError::NoSuchContainer });
+                return Err(if exec.is_some() {
+                    ShimError::NotStarted
+                } else {
+                    ShimError::NoSuchContainer
+                });
             }
             Ok((process.pid, owned.runtime.clone(), owned.cgroup.clone(), owned.keeps_record))
         })??;
         let number = signal.to_string();
-        // What the pid is of, a runtime that is not known alone knows: with gVisor's it is the sandbox's.
+        // What the pid is of, a runtime that is not known alone knows: with gVisor's it is the
+        // sandbox's.
         if exec.is_none()
             && all
             && is_exact
@@ -922,8 +979,15 @@ impl Shim {
         Ok(())
     }
 
-    /// Sets the size of a process's console; without a console, or after the exit, it means nothing.
-    pub fn resize(&self, id: &Id, exec: Option<&Id>, width: u16, height: u16) -> Result<(), ShimError> {
+    /// Sets the size of a process's console; without a console, or after the exit, it means
+    /// nothing.
+    pub fn resize(
+        &self,
+        id: &Id,
+        exec: Option<&Id>,
+        width: u16,
+        height: u16,
+    ) -> Result<(), ShimError> {
         let (io, exited) = self.io_of(id, exec)?;
         match io.resize(width, height) {
             Err(_) if exited => Ok(()),
@@ -949,7 +1013,7 @@ impl Shim {
         })?
     }
 
-    // ---- Pause, Resume, Update ---------------------------------------------------------------------------------------
+    // ---- Pause, Resume, Update ------------------------------------------------------------------
 
     /// Freezes the container.
     pub async fn pause(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
@@ -962,7 +1026,8 @@ impl Shim {
             }
         };
         // It may have died meanwhile.
-        let dead = self.with(id, |owned| owned.cgroup.clone().filter(|_| owned.state.init_has_exited()));
+        let dead =
+            self.with(id, |owned| owned.cgroup.clone().filter(|_| owned.state.init_has_exited()));
         if let Ok(Some(cgroup)) = dead {
             thaw_dead(id, &cgroup);
         }
@@ -1007,12 +1072,14 @@ impl Shim {
         self.apply(id, Event::UpdateRequested)?;
         let runtime = self.with(id, |owned| owned.runtime.clone())?;
         let result = self.runtimes.update(&runtime, id, resources).await;
-        result.map_err(|failure| ShimError::Runtime { context: "OCI runtime update failed", failure })
+        result
+            .map_err(|failure| ShimError::Runtime { context: "OCI runtime update failed", failure })
     }
 
-    // ---- Delete ------------------------------------------------------------------------------------------------------
+    // ---- Delete ---------------------------------------------------------------------------------
 
-    /// Keeps the answer of a Delete that its caller did not wait for: a second one gets it. At most `MAX_UNHEARD` of them.
+    /// Keeps the answer of a Delete that its caller did not wait for: a second one gets it. At most
+    /// `MAX_UNHEARD` of them.
     pub fn keep_unheard(&self, id: &Id, deleted: Deleted) {
         let mut unheard = self.unheard.borrow_mut();
         if unheard.len() >= MAX_UNHEARD {
@@ -1021,7 +1088,8 @@ impl Shim {
         unheard.insert(id.clone(), deleted);
     }
 
-    /// Deletes the container: I/O drained, `runtime delete`, rootfs unmounted. A second Delete meanwhile gets the same answer.
+    /// Deletes the container: I/O drained, `runtime delete`, rootfs unmounted. A second Delete
+    /// meanwhile gets the same answer.
     pub async fn delete(self: &Rc<Self>, id: &Id) -> Result<Deleted, ShimError> {
         loop {
             match self.with(id, join_delete) {
@@ -1052,14 +1120,18 @@ impl Shim {
     }
 
     async fn delete_parts(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
-        let (runtime, io, bundle, has_mounts, ran, born, keeps_record) = self.with(id, |owned| {
-            let bundle = Bundle::new(&owned.state.bundle);
-            let (ran, born) = (owned.state.init_has_exited(), owned.state.init.pid != 0);
-            let (io, keeps_record) = (Rc::clone(&owned.io), owned.keeps_record);
-            (owned.runtime.clone(), io, bundle, owned.has_mounts, ran, born, keeps_record)
-        })?;
+        let (runtime, io, bundle, has_mounts, ran, born, keeps_record) =
+            self.with(id, |owned| {
+                let bundle = Bundle::new(&owned.state.bundle);
+                let (ran, born) = (owned.state.init_has_exited(), owned.state.init.pid != 0);
+                let (io, keeps_record) = (Rc::clone(&owned.io), owned.keeps_record);
+                (owned.runtime.clone(), io, bundle, owned.has_mounts, ran, born, keeps_record)
+            })?;
         if ran && !io.drain(DRAIN_LIMIT).await {
-            log::warn!("output still open {}s after Delete, closed container={id}", DRAIN_LIMIT.as_secs());
+            log::warn!(
+                "output still open {}s after Delete, closed container={id}",
+                DRAIN_LIMIT.as_secs()
+            );
         }
         if ran && let Ok(Some(cgroup)) = self.with(id, |owned| owned.cgroup.clone()) {
             thaw_dead(id, &cgroup);
@@ -1075,7 +1147,8 @@ impl Shim {
             }
         }
         if !ran && born {
-            // The runtime has killed an init that never ran; its exit comes before the delete event.
+            // The runtime has killed an init that never ran; its exit comes before the delete
+            // event.
             let never = CancelToken::default();
             let exit = self.wait(id, None, &never);
             if tokio::time::timeout(EXIT_AFTER_DELETE, exit).await.is_err() {
@@ -1100,11 +1173,18 @@ impl Shim {
         ended.map_err(|reason| ShimError::Rootfs { context: "failed rootfs umount", reason })
     }
 
-    /// Removes what the runtime keeps of a dead container, as far as that goes, and unmounts its rootfs.
-    /// `false`: neither was tried.
-    async fn remove_directly(&self, id: &Id, bundle: &Bundle, has_mounts: bool) -> Result<bool, ShimError> {
-        let (direct, cgroup) = self.with(id, |owned| (owned.direct.clone(), owned.cgroup.clone()))?;
-        let (Some(direct), Some(cgroup)) = (direct.filter(|direct| direct.removes()), cgroup) else {
+    /// Removes what the runtime keeps of a dead container, as far as that goes, and unmounts its
+    /// rootfs. `false`: neither was tried.
+    async fn remove_directly(
+        &self,
+        id: &Id,
+        bundle: &Bundle,
+        has_mounts: bool,
+    ) -> Result<bool, ShimError> {
+        let (direct, cgroup) =
+            self.with(id, |owned| (owned.direct.clone(), owned.cgroup.clone()))?;
+        let (Some(direct), Some(cgroup)) = (direct.filter(|direct| direct.removes()), cgroup)
+        else {
             return Ok(false);
         };
         let rootfs = has_mounts.then(|| bundle.rootfs());
@@ -1119,10 +1199,14 @@ impl Shim {
 
     /// Deletes an exec: I/O drained and closed, pid file removed.
     pub async fn delete_exec(self: &Rc<Self>, id: &Id, exec: &Id) -> Result<Deleted, ShimError> {
-        let transition =
-            self.begin(id, Event::ExecDeleteRequested(exec.clone()), Verb::DeleteExec(exec.clone()))?;
-        let (io, bundle) =
-            self.with(id, |owned| (owned.exec_io.get(exec).cloned(), Bundle::new(&owned.state.bundle)))?;
+        let transition = self.begin(
+            id,
+            Event::ExecDeleteRequested(exec.clone()),
+            Verb::DeleteExec(exec.clone()),
+        )?;
+        let (io, bundle) = self.with(id, |owned| {
+            (owned.exec_io.get(exec).cloned(), Bundle::new(&owned.state.bundle))
+        })?;
         if let Some(io) = io
             && !io.drain(DRAIN_LIMIT).await
         {
@@ -1171,16 +1255,19 @@ impl Shim {
         }
     }
 
-    // ---- Exits -------------------------------------------------------------------------------------------------------
+    // ---- Exits ----------------------------------------------------------------------------------
 
-    /// A container's process was reaped: its last bytes go out, then the machine decides what is published when. Whatever becomes of the rest, its
-    /// exit gets to the machine.
+    /// A container's process was reaped: its last bytes go out, then the machine decides what is
+    /// published when. Whatever becomes of the rest, its exit gets to the machine.
     pub fn process_exited(self: &Rc<Self>, exited: Exited) {
         let Exited { key: ProcessKey { container, exec }, pid, status } = exited;
-        let known = |owned: &mut Owned| owned.state.process(exec.as_ref()).map_or(0, |process| process.pid);
+        let known =
+            |owned: &mut Owned| owned.state.process(exec.as_ref()).map_or(0, |process| process.pid);
         // Of an earlier container of this id, which was deleted before its init was seen to end.
         if self.with(&container, known).is_ok_and(|known| known != 0 && known != pid) {
-            return log::warn!("exit of a process of an earlier container container={container} pid={pid}");
+            return log::warn!(
+                "exit of a process of an earlier container container={container} pid={pid}"
+            );
         }
         let before = AssertUnwindSafe(|| self.before_exit(&container, exec.as_ref(), status));
         if catch_unwind(before).is_err() {
@@ -1192,7 +1279,9 @@ impl Shim {
             Some(exec) => Event::ExecExited { exec, exit },
         };
         if self.apply(&container, event).is_err() {
-            log::warn!("exit of a process of a container that is gone container={container} pid={pid}");
+            log::warn!(
+                "exit of a process of a container that is gone container={container} pid={pid}"
+            );
         }
     }
 
@@ -1221,7 +1310,8 @@ impl Shim {
                 log::error!("kill all processes container={id}: {e}");
             }
         } else if let Ok(runtime) = self.with(&id, |owned| owned.runtime.clone())
-            && let Err(failure) = self.runtimes.command(&runtime, &["kill", "--all", id.as_str(), "9"]).await
+            && let Err(failure) =
+                self.runtimes.command(&runtime, &["kill", "--all", id.as_str(), "9"]).await
             && !failure.is_already_finished()
             && !failure.is_unknown_container()
         {
@@ -1243,7 +1333,7 @@ impl Shim {
         log::warn!("processes live on after kill --all container={id}");
     }
 
-    // ---- The machine and its effects -----------------------------------------------------------------------------------
+    // ---- The machine and its effects ------------------------------------------------------------
 
     fn with<T>(&self, id: &Id, look: impl FnOnce(&mut Owned) -> T) -> Result<T, ShimError> {
         match self.slots.borrow_mut().get_mut(id) {
@@ -1282,7 +1372,9 @@ impl Shim {
                 }
                 Effect::RecordExit(exit) => {
                     let bundle = self.with(id, |owned| Bundle::new(&owned.state.bundle))?;
-                    if let Err(e) = bundle.write_exit(RecordedExit { status: exit.status, at: exit.at }) {
+                    if let Err(e) =
+                        bundle.write_exit(RecordedExit { status: exit.status, at: exit.at })
+                    {
                         log::warn!("exit not recorded container={id}: {}", chain(&e));
                     }
                 }
@@ -1300,8 +1392,10 @@ impl Shim {
             Notice::Exit { exec, pid, exit } => {
                 let id = exec.map_or_else(|| container_id.clone(), |exec| exec.to_string());
                 let (exit_status, exited_at) = (exit.status, Some(exit.at));
-                self.events
-                    .push(Topic::Exit, &events::TaskExit { container_id, id, pid, exit_status, exited_at });
+                self.events.push(
+                    Topic::Exit,
+                    &events::TaskExit { container_id, id, pid, exit_status, exited_at },
+                );
             }
             Notice::Delete { pid, exit } => {
                 let exit_status = exit.map_or(0, |exit| exit.status);
@@ -1316,12 +1410,16 @@ impl Shim {
             Notice::Oom => {
                 let last = self.with(id, |owned| owned.last_oom).unwrap_or(0);
                 if !self.events.is_waiting(last) {
-                    let number = self.events.push(Topic::Oom, &events::TaskContainer { container_id });
+                    let number =
+                        self.events.push(Topic::Oom, &events::TaskContainer { container_id });
                     let _ = self.with(id, |owned| owned.last_oom = number);
                 }
             }
             Notice::Checkpointed { image: checkpoint } => {
-                self.events.push(Topic::Checkpointed, &events::TaskCheckpointed { container_id, checkpoint });
+                self.events.push(
+                    Topic::Checkpointed,
+                    &events::TaskCheckpointed { container_id, checkpoint },
+                );
             }
             Notice::Paused => {
                 self.events.push(Topic::Paused, &events::TaskContainer { container_id });
@@ -1331,11 +1429,13 @@ impl Shim {
             }
             Notice::ExecAdded(exec) => {
                 let exec_id = exec.to_string();
-                self.events.push(Topic::ExecAdded, &events::TaskExec { container_id, exec_id, pid: 0 });
+                self.events
+                    .push(Topic::ExecAdded, &events::TaskExec { container_id, exec_id, pid: 0 });
             }
             Notice::ExecStarted { exec, pid } => {
                 let exec_id = exec.to_string();
-                self.events.push(Topic::ExecStarted, &events::TaskExec { container_id, exec_id, pid });
+                self.events
+                    .push(Topic::ExecStarted, &events::TaskExec { container_id, exec_id, pid });
             }
         }
     }
@@ -1346,9 +1446,10 @@ impl Shim {
         self.ring.borrow_mut().push(text);
     }
 
-    // ---- The end -------------------------------------------------------------------------------------------------------
+    // ---- The end --------------------------------------------------------------------------------
 
-    /// Ends the shim if no container is left. If one is, the shim remembers, and ends when the last has gone.
+    /// Ends the shim if no container is left. If one is, the shim remembers, and ends when the last
+    /// has gone.
     pub fn shutdown(&self) {
         self.shutdown_asked.set(true);
         if self.slots.borrow().is_empty() {
@@ -1379,7 +1480,9 @@ impl Shim {
                 return;
             }
             if self.shutdown_asked.get() && self.slots.borrow().is_empty() {
-                if tokio::time::timeout(LINGER, changed).await.is_err() && self.slots.borrow().is_empty() {
+                if tokio::time::timeout(LINGER, changed).await.is_err()
+                    && self.slots.borrow().is_empty()
+                {
                     return;
                 }
             } else {
@@ -1388,7 +1491,8 @@ impl Shim {
         }
     }
 
-    /// A container may be given up: nobody heard that it was created, or a Shutdown came all the same.
+    /// A container may be given up: nobody heard that it was created, or a Shutdown came all the
+    /// same.
     pub fn doubt(&self) {
         self.doubtful.set(true);
         self.changed.notify_waiters();
@@ -1407,8 +1511,9 @@ impl Shim {
         }
     }
 
-    /// Deletes containers that do not run and whose bundle containerd has removed: it was killed during their Create, found no task when it
-    /// was started again, and cleared up as the runtime finished its work. Nobody will ever send their Delete.
+    /// Deletes containers that do not run and whose bundle containerd has removed: it was killed
+    /// during their Create, found no task when it was started again, and cleared up as the runtime
+    /// finished its work. Nobody will ever send their Delete.
     pub async fn delete_given_up(self: &Rc<Self>) {
         let given_up = |slot: &Slot| match slot {
             Slot::There(owned) => {
@@ -1417,8 +1522,13 @@ impl Shim {
             }
             Slot::Creating => false,
         };
-        let ids: Vec<Id> =
-            self.slots.borrow().iter().filter(|(_, slot)| given_up(slot)).map(|(id, _)| id.clone()).collect();
+        let ids: Vec<Id> = self
+            .slots
+            .borrow()
+            .iter()
+            .filter(|(_, slot)| given_up(slot))
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in ids {
             log::warn!("its bundle was removed: the container is deleted container={id}");
             if let Err(e) = self.delete(&id).await {
@@ -1454,9 +1564,14 @@ impl Shim {
             lines.extend(owned.io.describe().into_iter().map(|line| format!("  {line}")));
             for (exec, e) in &s.execs {
                 let exit = e.process.exit.map(|e| e.status);
-                lines.push(format!("  exec {exec} phase={:?} pid={} exit={exit:?}", e.phase, e.process.pid));
+                lines.push(format!(
+                    "  exec {exec} phase={:?} pid={} exit={exit:?}",
+                    e.phase, e.process.pid
+                ));
                 let io = owned.exec_io.get(exec);
-                lines.extend(io.iter().flat_map(|io| io.describe()).map(|line| format!("    {line}")));
+                lines.extend(
+                    io.iter().flat_map(|io| io.describe()).map(|line| format!("    {line}")),
+                );
             }
         }
         let waiters: usize = self.waiters.borrow().values().map(Vec::len).sum();
@@ -1468,8 +1583,8 @@ impl Shim {
     }
 }
 
-/// The last transitions, a line each. One allocation for ever: small ones made in the middle of a burst would each keep a page of the
-/// heap from going back to the kernel.
+/// The last transitions, a line each. One allocation for ever: small ones made in the middle of a
+/// burst would each keep a page of the heap from going back to the kernel.
 #[derive(Default)]
 struct Ring(Vec<u8>);
 
@@ -1482,8 +1597,10 @@ impl Ring {
         while self.0.len() + bytes.len() + 1 > RING {
             // The older half goes, up to the end of a line.
             let half = self.0.len() / 2;
-            let end =
-                self.0[half..].iter().position(|b| *b == b'\n').map_or(self.0.len(), |at| half + at + 1);
+            let end = self.0[half..]
+                .iter()
+                .position(|b| *b == b'\n')
+                .map_or(self.0.len(), |at| half + at + 1);
             self.0.drain(..end);
         }
         self.0.extend_from_slice(bytes);
@@ -1524,7 +1641,8 @@ struct Helper {
     report: OwnedFd,
 }
 
-/// The id of a container that is being created. Frees it again if Create fails, and undoes what a Create has done that comes to no end of its own.
+/// The id of a container that is being created. Frees it again if Create fails, and undoes what a
+/// Create has done that comes to no end of its own.
 struct Reservation {
     shim: Rc<Shim>,
     id: Id,
@@ -1578,7 +1696,10 @@ impl Drop for Removed<'_> {
     }
 }
 
-fn process<'a>(state: &'a Container, exec: Option<&Id>) -> Result<&'a crate::container::Process, ShimError> {
+fn process<'a>(
+    state: &'a Container,
+    exec: Option<&Id>,
+) -> Result<&'a crate::container::Process, ShimError> {
     state.process(exec).ok_or_else(|| match exec {
         Some(exec) => Refusal::NoExec(exec.clone()).into(),
         None => ShimError::NotCreated,
@@ -1627,9 +1748,11 @@ fn done(
 fn unmount_below(rootfs: &std::path::Path) -> Result<(), String> {
     match mount::unmount_below(rootfs) {
         None => Ok(()),
-        Some((point, errno)) => {
-            Err(format!("unmount {}: {}", point.display(), std::io::Error::from_raw_os_error(errno)))
-        }
+        Some((point, errno)) => Err(format!(
+            "unmount {}: {}",
+            point.display(),
+            std::io::Error::from_raw_os_error(errno)
+        )),
     }
 }
 

@@ -1,12 +1,16 @@
-//! The OCI runtime format, as far as we read it or hand it on: config.json, the process spec of an exec, the resources of an update.
+//! The OCI runtime format, as far as we read it or hand it on: config.json, the process spec of an
+//! exec, the resources of an update.
 //!
-//! Nothing is refused that Go's shim takes: it decodes these with encoding/json (containerd v2.3.4, `cmd/containerd-shim-runc-v2`: `manager/manager_linux.go`
-//! readSpec, `runc/util.go` readSpec, `process/init.go` exec and Update) and hands process specs and resources on as it encodes them again.
+//! Nothing is refused that Go's shim takes: it decodes these with encoding/json (containerd v2.3.4,
+//! `cmd/containerd-shim-runc-v2`: `manager/manager_linux.go` readSpec, `runc/util.go` readSpec,
+//! `process/init.go` exec and Update) and hands process specs and resources on as it encodes them
+//! again.
 
 use crate::json::{BadJson, Found, Reader, Shape, is_name, rewrite};
 use std::collections::BTreeMap;
 
-/// What we know of a config.json. A value of the wrong type counts as absent: the runtime has its own words for it.
+/// What we know of a config.json. A value of the wrong type counts as absent: the runtime has its
+/// own words for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spec {
     /// Those that were asked for; null is an empty one.
@@ -58,7 +62,11 @@ impl Spec {
         Ok(spec)
     }
 
-    fn read_annotations(&mut self, reader: &mut Reader, wants: impl Fn(&str) -> bool) -> Result<(), BadJson> {
+    fn read_annotations(
+        &mut self,
+        reader: &mut Reader,
+        wants: impl Fn(&str) -> bool,
+    ) -> Result<(), BadJson> {
         let (known, mut is_odd) = (&mut self.annotations, false);
         let found = reader.object(|name, reader| {
             let value = match reader.string()? {
@@ -182,7 +190,8 @@ fn read_text(reader: &mut Reader, text: &mut String) -> Result<(), BadJson> {
     Ok(())
 }
 
-/// A process spec as the runtime gets it, with the request's word on the terminal. `None`: it is no object.
+/// A process spec as the runtime gets it, with the request's word on the terminal. `None`: it is no
+/// object.
 pub fn process(spec: &[u8], terminal: bool) -> Result<Option<Vec<u8>>, BadJson> {
     rewrite(spec, &PROCESS, &[("terminal", terminal.to_string())])
 }
@@ -190,7 +199,10 @@ pub fn process(spec: &[u8], terminal: bool) -> Result<Option<Vec<u8>>, BadJson> 
 /// A process spec of [`process`] with the size of its console.
 pub fn with_console_size(spec: &[u8], (width, height): (u16, u16)) -> Vec<u8> {
     let size = format!(r#"{{"height":{height},"width":{width}}}"#);
-    rewrite(spec, &PROCESS, &[("consoleSize", size)]).ok().flatten().unwrap_or_else(|| spec.to_vec())
+    rewrite(spec, &PROCESS, &[("consoleSize", size)])
+        .ok()
+        .flatten()
+        .unwrap_or_else(|| spec.to_vec())
 }
 
 /// The resources of an Update as the runtime gets them. `None`: no object.
@@ -229,7 +241,10 @@ static PROCESS: Shape = Shape::Object(&[
             ("ambient", ANY),
         ]),
     ),
-    ("rlimits", Shape::List(&Shape::Object(&[("type", SCALAR), ("hard", SCALAR), ("soft", SCALAR)]))),
+    (
+        "rlimits",
+        Shape::List(&Shape::Object(&[("type", SCALAR), ("hard", SCALAR), ("soft", SCALAR)])),
+    ),
     ("noNewPrivileges", SCALAR),
     ("apparmorProfile", SCALAR),
     ("oomScoreAdj", ANY),
@@ -250,7 +265,8 @@ static PROCESS: Shape = Shape::Object(&[
     ("execCPUAffinity", Shape::Object(&[("initial", SCALAR), ("final", SCALAR)])),
 ]);
 
-const DEVICE_RATES: Shape = Shape::List(&Shape::Object(&[("major", ANY), ("minor", ANY), ("rate", SCALAR)]));
+const DEVICE_RATES: Shape =
+    Shape::List(&Shape::Object(&[("major", ANY), ("minor", ANY), ("rate", SCALAR)]));
 
 /// The same: LinuxResources.
 static RESOURCES: Shape = Shape::Object(&[
@@ -346,10 +362,14 @@ mod tests {
             assert_eq!(read(config), Spec::default(), "{config}");
         }
         assert_eq!(read(r#"{"annotations":{"a":null}}"#).annotations["a"], "");
-        let namespaces = read(r#"{"linux":{"namespaces":[null,{"type":"pid","path":null}]}}"#).namespaces;
+        let namespaces =
+            read(r#"{"linux":{"namespaces":[null,{"type":"pid","path":null}]}}"#).namespaces;
         assert_eq!(namespaces[1], Namespace { kind: "pid".into(), path: String::new() });
         // A string's null sets nothing.
-        assert_eq!(read(r#"{"process":{"selinuxLabel":"l","selinuxLabel":null}}"#).selinux_label, "l");
+        assert_eq!(
+            read(r#"{"process":{"selinuxLabel":"l","selinuxLabel":null}}"#).selinux_label,
+            "l"
+        );
     }
 
     #[test]
@@ -357,7 +377,10 @@ mod tests {
         let spec = read(
             r#"{"annotations":{"a":"1","b":"2","a":"3"},"ANNOTATIONS":{"b":"4"},"linux":{"seccomp":{},"cgroupsPath":"/a"},"Linux":{"CgroupsPath":"/b"}}"#,
         );
-        assert_eq!(spec.annotations, BTreeMap::from([("a".into(), "3".into()), ("b".into(), "4".into())]));
+        assert_eq!(
+            spec.annotations,
+            BTreeMap::from([("a".into(), "3".into()), ("b".into(), "4".into())])
+        );
         assert!(spec.has_seccomp);
         assert_eq!(spec.cgroups_path.as_deref(), Some("/b"));
         let twice = read(
@@ -387,7 +410,9 @@ mod tests {
 
     #[test]
     fn other_types_are_nothing_but_annotations_must_be_texts() {
-        for config in [r#"{"process":7,"linux":[{}]}"#, r#"{"linux":{"namespaces":{},"cgroupsPath":7}}"#] {
+        for config in
+            [r#"{"process":7,"linux":[{}]}"#, r#"{"linux":{"namespaces":{},"cgroupsPath":7}}"#]
+        {
             assert_eq!(read(config), Spec::default(), "{config}");
         }
         for config in ["[]", "7", r#"{"annotations":7}"#, r#"{"annotations":{"a":7}}"#] {
@@ -399,7 +424,10 @@ mod tests {
     #[test]
     fn a_process_spec_is_written_as_the_format_has_it() {
         let text = |spec: &[u8]| String::from_utf8(process(spec, true).unwrap().unwrap()).unwrap();
-        assert_eq!(text(br#"{"args":["x"],"terminal":false}"#), r#"{"args":["x"],"terminal":true}"#);
+        assert_eq!(
+            text(br#"{"args":["x"],"terminal":false}"#),
+            r#"{"args":["x"],"terminal":true}"#
+        );
         assert_eq!(
             text(b"{\"Terminal\":7,\"ARGS\":[\"\xff\"],\"USER\":{\"UID\":1}}"),
             "{\"args\":[\"\u{fffd}\"],\"user\":{\"uid\":1},\"terminal\":true}"
@@ -420,8 +448,12 @@ mod tests {
 
     #[test]
     fn resources_keep_their_numbers() {
-        let text = resources(br#"{"Memory":{"LIMIT":18446744073709551615},"unified":{"Memory.max":"1"}}"#);
+        let text =
+            resources(br#"{"Memory":{"LIMIT":18446744073709551615},"unified":{"Memory.max":"1"}}"#);
         let text = String::from_utf8(text.unwrap().unwrap()).unwrap();
-        assert_eq!(text, r#"{"memory":{"limit":18446744073709551615},"unified":{"Memory.max":"1"}}"#);
+        assert_eq!(
+            text,
+            r#"{"memory":{"limit":18446744073709551615},"unified":{"Memory.max":"1"}}"#
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Tasks of the event loop. Each is counted, and none dies unseen: tokio keeps a panic to itself until somebody awaits the task.
+//! Tasks of the event loop. Each is counted, and none dies unseen: tokio keeps a panic to itself
+//! until somebody awaits the task.
 
 use std::{
     cell::Cell,
@@ -40,8 +41,8 @@ impl Drop for Counted {
     }
 }
 
-/// What a task does. In a box: tokio's code for a task, and what is kept for it, is then there once, and a task's state is neither copied over the stack nor
-/// kept twice.
+/// What a task does. In a box: tokio's code for a task, and what is kept for it, is then there
+/// once, and a task's state is neither copied over the stack nor kept twice.
 type Work = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Starts a task that ends by itself. A panic in it is its end, and is said.
@@ -60,7 +61,8 @@ fn spawn_work(name: &'static str, work: Work) -> JoinHandle<()> {
     })
 }
 
-/// Starts a task that the daemon cannot do without: after a panic it is begun again. If it returns, it has ended.
+/// Starts a task that the daemon cannot do without: after a panic it is begun again. If it returns,
+/// it has ended.
 pub fn supervise<F: Future<Output = ()> + 'static>(
     name: &'static str,
     mut begin: impl FnMut() -> F + 'static,
@@ -114,7 +116,8 @@ async fn caught(name: &'static str, mut work: Work) -> bool {
     .await
 }
 
-/// Lets the next who passes the point of this name panic; a task does so each time that it is polled. Not in release builds.
+/// Lets the next who passes the point of this name panic; a task does so each time that it is
+/// polled. Not in release builds.
 #[cfg(debug_assertions)]
 pub fn fail_next(name: &str) {
     TO_FAIL.set(Some(name.to_owned()));

@@ -100,27 +100,36 @@ impl Handler for Events {
 }
 
 impl Driver {
-    /// Prepares directory, image and event server. All containers get the annotations. Call inside a tokio `LocalSet`.
+    /// Prepares directory, image and event server. All containers get the annotations. Call inside
+    /// a tokio `LocalSet`.
     pub async fn new(label: &str, shim: &Path, annotations: &Annotations) -> Result<Rc<Self>> {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let namespace = format!("cleat-bench-{}-{number}", std::process::id());
         let directory = Path::new("/run").join(&namespace);
-        tokio::fs::create_dir_all(directory.join("image/bin")).await.map_err(fail("make the directory"))?;
+        tokio::fs::create_dir_all(directory.join("image/bin"))
+            .await
+            .map_err(fail("make the directory"))?;
         for name in ["proc", "dev", "sys", "tmp", "etc", "run"] {
-            tokio::fs::create_dir_all(directory.join("image").join(name)).await.map_err(fail(name))?;
+            tokio::fs::create_dir_all(directory.join("image").join(name))
+                .await
+                .map_err(fail(name))?;
         }
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
-        let busybox = busybox.ok_or_else(|| DriverError("busybox-static is not installed".to_owned()))?;
-        tokio::fs::copy(busybox, directory.join("image/bin/busybox")).await.map_err(fail("copy busybox"))?;
+        let busybox =
+            ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
+        let busybox =
+            busybox.ok_or_else(|| DriverError("busybox-static is not installed".to_owned()))?;
+        tokio::fs::copy(busybox, directory.join("image/bin/busybox"))
+            .await
+            .map_err(fail("copy busybox"))?;
         for applet in ["sh", "sleep", "true", "cat", "head", "echo", "dd", "seq", "yes"] {
             tokio::fs::symlink("busybox", directory.join("image/bin").join(applet))
                 .await
                 .map_err(fail(applet))?;
         }
         let ledger = Rc::new(Ledger::default());
-        let listener =
-            tokio::net::UnixListener::bind(directory.join("c.sock.ttrpc")).map_err(fail("listen"))?;
+        let listener = tokio::net::UnixListener::bind(directory.join("c.sock.ttrpc"))
+            .map_err(fail("listen"))?;
         let events = Rc::new(Events(Rc::clone(&ledger)));
         tokio::task::spawn_local(rpc::serve(listener, events, Rc::new(Load::default())));
         Ok(Rc::new(Self {
@@ -186,7 +195,9 @@ impl Driver {
             tokio::fs::create_dir_all(bundle.join(name)).await.map_err(fail("make the bundle"))?;
         }
         let config = spec(&self.namespace, id, &self.annotations_of(group), arguments).to_string();
-        tokio::fs::write(bundle.join("config.json"), config).await.map_err(fail("write config.json"))?;
+        tokio::fs::write(bundle.join("config.json"), config)
+            .await
+            .map_err(fail("write config.json"))?;
         let log = self.fifo(&bundle, "log")?;
         let log = pipe::OpenOptions::new().read_write(true).open_receiver(log);
         let mut log = log.map_err(fail("open the log fifo"))?;
@@ -214,10 +225,12 @@ impl Driver {
         }
         // Plain, JSON or protobuf: the address stands in each as it is.
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let (_, rest) =
-            text.split_once("unix://").ok_or_else(|| DriverError(format!("start answered {text:?}")))?;
-        let socket =
-            PathBuf::from(rest.split(|c: char| c.is_control() || c == '"').next().unwrap_or_default());
+        let (_, rest) = text
+            .split_once("unix://")
+            .ok_or_else(|| DriverError(format!("start answered {text:?}")))?;
+        let socket = PathBuf::from(
+            rest.split(|c: char| c.is_control() || c == '"').next().unwrap_or_default(),
+        );
         Ok(socket)
     }
 
@@ -251,7 +264,8 @@ impl Driver {
         self.finish(client, pod).await
     }
 
-    /// Deletes a container that has exited, ends its shim, cleans up. Returns the status that Delete answered.
+    /// Deletes a container that has exited, ends its shim, cleans up. Returns the status that
+    /// Delete answered.
     pub async fn finish(&self, client: &mut Client, pod: &Pod) -> Result<u32> {
         let deleted: api::DeleteResponse = client.process("Delete", &pod.id, "").await?;
         client.shutdown(&pod.id).await;
@@ -336,7 +350,10 @@ impl Driver {
         let output = self.command(id, bundle).arg("-bundle").arg(bundle).arg("delete").output();
         let output = within("delete", output).await?.map_err(fail("run delete"))?;
         if !output.status.success() {
-            return Err(DriverError(format!("delete: {}", String::from_utf8_lossy(&output.stderr))));
+            return Err(DriverError(format!(
+                "delete: {}",
+                String::from_utf8_lossy(&output.stderr)
+            )));
         }
         Ok(())
     }
@@ -357,7 +374,9 @@ impl Driver {
         pids.filter(|pid: &u32| {
             let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let mut words = bytes.split(|b| *b == 0);
-            words.next().is_some_and(|name| name.ends_with(self.shim.as_os_str().as_encoded_bytes()))
+            words
+                .next()
+                .is_some_and(|name| name.ends_with(self.shim.as_os_str().as_encoded_bytes()))
                 && words.any(|word| word == self.namespace.as_bytes())
         })
         .collect()
@@ -372,22 +391,29 @@ impl Driver {
             found.extend(entries.map(|entry| format!("left {}", entry.path().display())));
         }
         let sockets = self.sockets.borrow();
-        found.extend(sockets.iter().filter(|s| s.exists()).map(|s| format!("socket {}", s.display())));
+        found.extend(
+            sockets.iter().filter(|s| s.exists()).map(|s| format!("socket {}", s.display())),
+        );
         found.extend(self.cgroups().iter().map(|path| format!("cgroup {}", path.display())));
         found
     }
 
     /// Cgroups of containers.
     pub fn cgroups(&self) -> Vec<PathBuf> {
-        let entries = self.cgroup_parents().into_iter().filter_map(|parent| std::fs::read_dir(parent).ok());
+        let entries =
+            self.cgroup_parents().into_iter().filter_map(|parent| std::fs::read_dir(parent).ok());
         entries.flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
     }
 
     /// Where they are, in each hierarchy of v1, or in that of v2.
     fn cgroup_parents(&self) -> Vec<PathBuf> {
         let root = Path::new("/sys/fs/cgroup");
-        let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-        hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(&self.namespace)).collect()
+        let hierarchies =
+            std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        hierarchies
+            .chain([root.to_owned()])
+            .map(|hierarchy| hierarchy.join(&self.namespace))
+            .collect()
     }
 
     /// Mounts of containers.
@@ -424,12 +450,17 @@ impl Driver {
         let state = self.runtime_state();
         for entry in std::fs::read_dir(&state).into_iter().flatten().flatten() {
             let mut runc = std::process::Command::new("runc");
-            let _ =
-                runc.arg("--root").arg(&state).args(["delete", "--force"]).arg(entry.file_name()).status();
+            let _ = runc
+                .arg("--root")
+                .arg(&state)
+                .args(["delete", "--force"])
+                .arg(entry.file_name())
+                .status();
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = self.directory.display().to_string();
-        for point in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|p| p.starts_with(&own))
+        for point in
+            mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|p| p.starts_with(&own))
         {
             let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
         }
@@ -463,7 +494,8 @@ pub struct Client {
 impl Client {
     /// Connects.
     pub async fn connect(socket: &Path) -> Result<Self> {
-        let connection = within("connect", Connection::connect(socket)).await?.map_err(fail("connect"))?;
+        let connection =
+            within("connect", Connection::connect(socket)).await?.map_err(fail("connect"))?;
         let mut client = Self { connection, service: api::SERVICES[1] };
         if let Err(e) = client.process::<Empty>("Connect", "-", "").await
             && e.0.contains("service")
@@ -482,27 +514,45 @@ impl Client {
     /// Waits for one answer.
     pub async fn answer<R: Message + Default>(&mut self, method: &str, stream: u32) -> Result<R> {
         loop {
-            let (id, reply) = within(method, self.connection.receive()).await?.map_err(fail(method))?;
+            let (id, reply) =
+                within(method, self.connection.receive()).await?.map_err(fail(method))?;
             if id == stream {
                 let bytes = reply.map_err(|status| DriverError(format!("{method}: {status}")))?;
-                return R::decode(bytes.as_slice()).map_err(|e| DriverError(format!("{method}: {e}")));
+                return R::decode(bytes.as_slice())
+                    .map_err(|e| DriverError(format!("{method}: {e}")));
             }
         }
     }
 
     /// A call and its answer.
-    pub async fn call<R: Message + Default>(&mut self, method: &str, request: &impl Message) -> Result<R> {
+    pub async fn call<R: Message + Default>(
+        &mut self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<R> {
         let stream = self.send(method, request).await?;
         self.answer(method, stream).await
     }
 
     /// A call about a process that answers nothing or something that is not looked at.
-    pub async fn process<R: Message + Default>(&mut self, method: &str, id: &str, exec: &str) -> Result<R> {
-        self.call(method, &api::ProcessRequest { id: id.to_owned(), exec_id: exec.to_owned() }).await
+    pub async fn process<R: Message + Default>(
+        &mut self,
+        method: &str,
+        id: &str,
+        exec: &str,
+    ) -> Result<R> {
+        self.call(method, &api::ProcessRequest { id: id.to_owned(), exec_id: exec.to_owned() })
+            .await
     }
 
     /// Adds an exec without channels, but perhaps an output.
-    pub async fn exec(&mut self, id: &str, exec: &str, arguments: &[&str], stdout: &str) -> Result<()> {
+    pub async fn exec(
+        &mut self,
+        id: &str,
+        exec: &str,
+        arguments: &[&str],
+        stdout: &str,
+    ) -> Result<()> {
         self.exec_with(id, exec, arguments, |request| request.stdout = stdout.to_owned()).await
     }
 
@@ -529,7 +579,8 @@ impl Client {
 
     /// Sends a signal.
     pub async fn kill(&mut self, id: &str, exec: &str, signal: u32) -> Result<()> {
-        let request = api::KillRequest { id: id.to_owned(), exec_id: exec.to_owned(), signal, all: false };
+        let request =
+            api::KillRequest { id: id.to_owned(), exec_id: exec.to_owned(), signal, all: false };
         self.call::<Empty>("Kill", &request).await.map(|_| ())
     }
 
@@ -541,7 +592,9 @@ impl Client {
     /// Asks the shim to end.
     pub async fn shutdown(&mut self, id: &str) {
         // It may end before the answer is out.
-        let _ = self.call::<Empty>("Shutdown", &api::ShutdownRequest { id: id.to_owned(), now: false }).await;
+        let _ = self
+            .call::<Empty>("Shutdown", &api::ShutdownRequest { id: id.to_owned(), now: false })
+            .await;
     }
 }
 
@@ -558,7 +611,12 @@ fn process_spec(arguments: &[&str]) -> serde_json::Value {
 }
 
 /// What containerd's default spec amounts to.
-fn spec(namespace: &str, id: &str, annotations: &Annotations, arguments: &[&str]) -> serde_json::Value {
+fn spec(
+    namespace: &str,
+    id: &str,
+    annotations: &Annotations,
+    arguments: &[&str],
+) -> serde_json::Value {
     serde_json::json!({
         "ociVersion": "1.0.2",
         "process": process_spec(arguments),

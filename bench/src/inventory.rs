@@ -8,7 +8,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 pub struct Inventory(BTreeMap<String, u64>);
 
 impl Inventory {
-    /// Counts. `shim` is the daemon of this driver; what belongs to the driver's other shims counts as well.
+    /// Counts. `shim` is the daemon of this driver; what belongs to the driver's other shims counts
+    /// as well.
     pub fn take(driver: &Driver, shim: u32) -> Self {
         let mut counts = Self::default();
         for kind in KINDS {
@@ -21,11 +22,16 @@ impl Inventory {
         counts.add("threads".to_owned(), count(measure::threads(shim)));
         let children: Vec<bool> = children_are_zombies(shim);
         counts.add("children".to_owned(), count(children.len()));
-        counts.add("zombies".to_owned(), count(children.iter().filter(|is_zombie| **is_zombie).count()));
+        counts.add(
+            "zombies".to_owned(),
+            count(children.iter().filter(|is_zombie| **is_zombie).count()),
+        );
         counts.add("cgroups".to_owned(), count(driver.cgroups().len()));
         counts.add("mounts".to_owned(), count(driver.mounts().len()));
-        let files: usize =
-            [driver.directory().join("task"), driver.runtime_state()].iter().map(|d| files(d)).sum();
+        let files: usize = [driver.directory().join("task"), driver.runtime_state()]
+            .iter()
+            .map(|d| files(d))
+            .sum();
         counts.add("files".to_owned(), count(files));
         counts
     }
@@ -45,13 +51,24 @@ impl Inventory {
     /// Kinds of which there are more in a later one.
     pub fn grown(&self, later: &Self) -> Vec<String> {
         let grown = self.beside(later).filter(|(_, before, after)| after > before);
-        grown.map(|(kind, before, after)| format!("{kind}: {before} before, {after} after")).collect()
+        grown
+            .map(|(kind, before, after)| format!("{kind}: {before} before, {after} after"))
+            .collect()
     }
 }
 
 /// Of descriptors: those that are always told.
-const KINDS: [&str; 9] =
-    ["pipe", "socket", "pidfd", "inotify", "eventfd", "eventpoll", "memfd", "terminal", "other file"];
+const KINDS: [&str; 9] = [
+    "pipe",
+    "socket",
+    "pidfd",
+    "inotify",
+    "eventfd",
+    "eventpoll",
+    "memfd",
+    "terminal",
+    "other file",
+];
 
 fn kind_of(target: &Path) -> &'static str {
     let text = target.to_string_lossy();
@@ -82,7 +99,9 @@ fn children_are_zombies(pid: u32) -> Vec<bool> {
         let stat = fs::read_to_string(format!("/proc/{child}/stat")).ok()?;
         stat.get(stat.rfind(')')? + 2..)?.chars().next()
     };
-    pids.filter(|child| measure::parent(*child) == Some(pid)).map(|child| state(child) == Some('Z')).collect()
+    pids.filter(|child| measure::parent(*child) == Some(pid))
+        .map(|child| state(child) == Some('Z'))
+        .collect()
 }
 
 fn files(directory: &Path) -> usize {
@@ -95,7 +114,8 @@ fn files(directory: &Path) -> usize {
 
 /// What lies in a container's layers is its own business.
 fn is_layer(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| ["rootfs", "upper", "work"].iter().any(|layer| name == *layer))
+    path.file_name()
+        .is_some_and(|name| ["rootfs", "upper", "work"].iter().any(|layer| name == *layer))
 }
 
 fn count(number: usize) -> u64 {

@@ -103,7 +103,8 @@ impl Ledger {
 
     /// Takes the events of one exec out and judges them.
     pub fn settle_exec(&self, container: &str, exec: &str, status: u32) -> Verdict {
-        let expected = ["exec-added", "exec-started", "exit"].map(|topic| format!("{topic}:{exec}"));
+        let expected =
+            ["exec-added", "exec-started", "exit"].map(|topic| format!("{topic}:{exec}"));
         let mut told = self.told.borrow_mut();
         let lines = told.entry(container.to_owned()).or_default();
         let mut own = Vec::new();
@@ -119,13 +120,19 @@ impl Ledger {
         verdict
     }
 
-    /// Takes the events of a whole container out and judges them: create, start, exit, delete. Its execs have been settled before.
+    /// Takes the events of a whole container out and judges them: create, start, exit, delete. Its
+    /// execs have been settled before.
     pub fn settle(&self, container: &str, status: u32) -> Verdict {
         self.settle_as(container, &["create", "start", "exit", "delete"], status).0
     }
 
     /// The same for other events. Returns what was told, too.
-    pub fn settle_as(&self, container: &str, expected: &[&str], status: u32) -> (Verdict, Vec<String>) {
+    pub fn settle_as(
+        &self,
+        container: &str,
+        expected: &[&str],
+        status: u32,
+    ) -> (Verdict, Vec<String>) {
         let told = self.forget(container);
         let expected: Vec<String> = expected.iter().map(|line| (*line).to_owned()).collect();
         let mut verdict = judge(&without_kills(&told), &expected);
@@ -154,7 +161,8 @@ impl Ledger {
     }
 }
 
-/// Without the kills for want of memory that are told where they may be: after the create (also before the start has been told), before the exit.
+/// Without the kills for want of memory that are told where they may be: after the create (also
+/// before the start has been told), before the exit.
 fn without_kills(told: &[String]) -> Vec<String> {
     let exit = told.iter().position(|line| line == "exit").unwrap_or(told.len());
     let may_be = |at: usize| at > 0 && at < exit;
@@ -166,7 +174,8 @@ fn judge(told: &[String], expected: &[String]) -> Verdict {
     if told == expected {
         return Verdict::default();
     }
-    let count = |lines: &[String], wanted: &String| lines.iter().filter(|l| *l == wanted).count() as u64;
+    let count =
+        |lines: &[String], wanted: &String| lines.iter().filter(|l| *l == wanted).count() as u64;
     let missing = expected.iter().filter(|line| count(told, line) == 0).count() as u64;
     let twice: u64 = expected.iter().map(|line| count(told, line).saturating_sub(1)).sum();
     let unknown = told.iter().filter(|line| !expected.contains(line)).count() as u64;
@@ -180,8 +189,9 @@ mod tests {
 
     #[test]
     fn each_kind_of_fault_is_counted_as_such() {
-        let lines =
-            |text: &str| text.split(' ').filter(|w| !w.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+        let lines = |text: &str| {
+            text.split(' ').filter(|w| !w.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+        };
         let expected = lines("create start exit delete");
         let verdict = |text: &str| judge(&lines(text), &expected);
         assert_eq!(verdict("create start exit delete"), Verdict::default());
@@ -190,6 +200,9 @@ mod tests {
         assert_eq!(verdict("create exit start delete").disordered, 1);
         assert_eq!(verdict("create start exit delete oom").strange, 1);
         assert_eq!(without_kills(&lines("create oom start oom exit delete")), expected);
-        assert_eq!(without_kills(&lines("oom create start exit oom")), lines("oom create start exit oom"));
+        assert_eq!(
+            without_kills(&lines("oom create start exit oom")),
+            lines("oom create start exit oom")
+        );
     }
 }

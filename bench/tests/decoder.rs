@@ -1,8 +1,8 @@
-//! config.json, process specs, options and resources, mutated, for Go's shim of Debian and for ours: whatever Go starts, we start. What we refuse and Go
-//! does not has a reason in [`REASONS`].
+//! config.json, process specs, options and resources, mutated, for Go's shim of Debian and for
+//! ours: whatever Go starts, we start. What we refuse and Go does not has a reason in [`REASONS`].
 //!
-//! `CLEAT_TEST_SHIM` is the binary under test, `CLEAT_DECODER_MUTATIONS` how many are tried of each kind (none: only the fixed ones),
-//! `CLEAT_DECODER_SEED` another order of them.
+//! `CLEAT_TEST_SHIM` is the binary under test, `CLEAT_DECODER_MUTATIONS` how many are tried of each
+//! kind (none: only the fixed ones), `CLEAT_DECODER_SEED` another order of them.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -33,11 +33,16 @@ const STATUS: u32 = 7;
 const REASONS: [(&str, &str); 3] = [
     ("is not SIZE", "an annotation of our own: who writes it wants to hear that it is wrong"),
     ("larger than 16 MiB", "containerd's own messages end there: a larger one cannot come from it"),
-    ("data is not UTF-8 encoded", "Go's shims refuse it since 1.7, whose protobuf library checks it"),
+    (
+        "data is not UTF-8 encoded",
+        "Go's shims refuse it since 1.7, whose protobuf library checks it",
+    ),
 ];
 
 fn shim() -> PathBuf {
-    std::env::var_os("CLEAT_TEST_SHIM").expect("CLEAT_TEST_SHIM names the shim; ./dev test sets it").into()
+    std::env::var_os("CLEAT_TEST_SHIM")
+        .expect("CLEAT_TEST_SHIM names the shim; ./dev test sets it")
+        .into()
 }
 
 /// What became of a text: how a program ended, or who refused it with which words.
@@ -90,8 +95,13 @@ fn with_both<F: Future<Output = Both>>(test: impl FnOnce(Both) -> F) {
         let go = Driver::new("go", Path::new(GO), &Annotations::new()).await.unwrap();
         let sides = [ours, go];
         let _tidy = Tidy(sides.clone());
-        let both =
-            Both { sides: sides.clone(), started: 0, refused: 0, taken_by_us_alone: 0, faults: Vec::new() };
+        let both = Both {
+            sides: sides.clone(),
+            started: 0,
+            refused: 0,
+            taken_by_us_alone: 0,
+            faults: Vec::new(),
+        };
         let both = test(both).await;
         let mut left = Vec::new();
         for side in sides {
@@ -131,9 +141,12 @@ async fn life(driver: &Rc<Driver>, config: &[u8], options: Option<Any>) -> Outco
 
 async fn run(client: &mut Client, id: &str, request: &api::CreateTaskRequest) -> Outcome {
     client.call::<api::PidResponse>("Create", request).await.map_err(|e| e.to_string())?;
-    let started = client.process::<api::PidResponse>("Start", id, "").await.map_err(|e| e.to_string());
+    let started =
+        client.process::<api::PidResponse>("Start", id, "").await.map_err(|e| e.to_string());
     let waited = match &started {
-        Ok(_) => client.process::<api::WaitResponse>("Wait", id, "").await.map_err(|e| e.to_string()),
+        Ok(_) => {
+            client.process::<api::WaitResponse>("Wait", id, "").await.map_err(|e| e.to_string())
+        }
         Err(e) => Err(e.clone()),
     };
     client.process::<api::DeleteResponse>("Delete", id, "").await.map_err(|e| e.to_string())?;
@@ -177,7 +190,8 @@ async fn config_of(driver: &Rc<Driver>) -> Value {
         serde_json::json!({"org.example/é": "x", "io.containerd.cleat.spool": "64Ki", "n": "1"});
     config["process"]["apparmorProfile"] = "".into();
     config["process"]["selinuxLabel"] = "".into();
-    config["process"]["rlimits"] = serde_json::json!([{"type": "RLIMIT_CORE", "hard": 0, "soft": 0}]);
+    config["process"]["rlimits"] =
+        serde_json::json!([{"type": "RLIMIT_CORE", "hard": 0, "soft": 0}]);
     config["linux"]["namespaces"][0]["path"] = "".into();
     config["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW"});
     config["linux"].as_object_mut().unwrap().remove("cgroupsPath");
@@ -189,7 +203,8 @@ fn process_of(config: &Value) -> Value {
 }
 
 async fn judge_config(both: &mut Both, config: &[u8]) {
-    let outcomes = tokio::join!(life(&both.sides[0], config, None), life(&both.sides[1], config, None));
+    let outcomes =
+        tokio::join!(life(&both.sides[0], config, None), life(&both.sides[1], config, None));
     both.judge("config.json", config, outcomes.into());
 }
 
@@ -203,7 +218,8 @@ impl Pods {
     async fn new(both: &Both) -> Self {
         let (mut pods, mut clients) = (Vec::new(), Vec::new());
         for side in &both.sides {
-            let (pod, client) = side.running(&side.fresh("pod"), &["sleep", "1000000"]).await.unwrap();
+            let (pod, client) =
+                side.running(&side.fresh("pod"), &["sleep", "1000000"]).await.unwrap();
             pods.push(pod);
             clients.push(client);
         }
@@ -239,7 +255,7 @@ impl Pods {
     }
 }
 
-// ---- Mutations ---------------------------------------------------------------------------------------------------------
+// ---- Mutations ----------------------------------------------------------------------------------
 
 /// Numbers that look random and are the same each time (xorshift).
 struct Dice(u64);
@@ -408,7 +424,7 @@ fn mutations() -> (usize, Dice) {
     (usize::try_from(number("CLEAT_DECODER_MUTATIONS").unwrap_or(0)).unwrap(), Dice(seed.max(1)))
 }
 
-// ---- Tests -------------------------------------------------------------------------------------------------------------
+// ---- Tests --------------------------------------------------------------------------------------
 
 /// The number of a value in the order of writing, by its path.
 fn at(value: &Value, path: &[&str]) -> usize {
@@ -425,7 +441,9 @@ fn at(value: &Value, path: &[&str]) -> usize {
         }
         Value::Array(items) => {
             let index: usize = first.parse().unwrap();
-            return before + items[..index].iter().map(count).sum::<usize>() + at(&items[index], rest);
+            return before
+                + items[..index].iter().map(count).sum::<usize>()
+                + at(&items[index], rest);
         }
         _ => {}
     }
@@ -474,11 +492,18 @@ fn a_process_spec_is_read_as_go_reads_it() {
         let model = process_of(&config_of(&both.sides[0]).await);
         let mut pods = Pods::new(&both).await;
         let mut texts: Vec<Vec<u8>> = Vec::new();
-        let paths: [&[&str]; 6] =
-            [&["args"], &["env", "0"], &["user"], &["capabilities"], &["rlimits"], &["selinuxLabel"]];
+        let paths: [&[&str]; 6] = [
+            &["args"],
+            &["env", "0"],
+            &["user"],
+            &["capabilities"],
+            &["rlimits"],
+            &["selinuxLabel"],
+        ];
         for (index, path) in paths.iter().enumerate() {
             let changes = [[10, 23], [19, 20], [0, 11], [14, 10], [14, 1], [5, 22]][index];
-            texts.extend(changes.map(|change| Mutant::of(&model, vec![(at(&model, path), change)])));
+            texts
+                .extend(changes.map(|change| Mutant::of(&model, vec![(at(&model, path), change)])));
         }
         texts.push(Mutant::of(&model, vec![(at(&model, &["cwd"]), 6)]));
         texts.push(Mutant::of(&model, vec![(at(&model, &["cwd"]), 13)]));
@@ -527,8 +552,9 @@ fn options_are_read_as_go_reads_them() {
     with_both(|mut both| async move {
         let config = config_of(&both.sides[0]).await.to_string().into_bytes();
         let options = Options { no_new_keyring: true, ..Options::default() }.encode_to_vec();
-        let any =
-            |type_url: &str, value: &[u8]| Some(Any { type_url: type_url.into(), value: value.to_vec() });
+        let any = |type_url: &str, value: &[u8]| {
+            Some(Any { type_url: type_url.into(), value: value.to_vec() })
+        };
         let unknown = [options.as_slice(), &[0xfa, 0x3f, 3, b'x', b'y', b'z']].concat();
         let twice = [[0x32, 1, b'x'].as_slice(), &[0x32, 4], b"runc"].concat();
         let cases = [

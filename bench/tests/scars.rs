@@ -1,5 +1,5 @@
-//! Scars that need a driver in the place of containerd: its own event server, its own log reader, its own pid space.
-//! `CLEAT_TEST_SHIM` is the binary under test.
+//! Scars that need a driver in the place of containerd: its own event server, its own log reader,
+//! its own pid space. `CLEAT_TEST_SHIM` is the binary under test.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -21,7 +21,9 @@ use std::{
 };
 
 fn shim() -> PathBuf {
-    std::env::var_os("CLEAT_TEST_SHIM").expect("CLEAT_TEST_SHIM names the shim; ./dev test sets it").into()
+    std::env::var_os("CLEAT_TEST_SHIM")
+        .expect("CLEAT_TEST_SHIM names the shim; ./dev test sets it")
+        .into()
 }
 
 /// Runs a test on a driver; nothing may be left at its end.
@@ -44,10 +46,12 @@ async fn exec(client: &mut Client, id: &str, exec: &str, code: u32) {
     client.process::<api::DeleteResponse>("Delete", id, exec).await.unwrap();
 }
 
-// containerd #13049, runc #4045. Defence: pidfds, opened before anything can reap (`Reaper::watch_process`).
+// containerd #13049, runc #4045. Defence: pidfds, opened before anything can reap
+// (`Reaper::watch_process`).
 #[test]
 fn scar_07_reused_pids_mix_up_no_exits() {
-    // A pid namespace with 1,200 numbers: each is used again within seconds. Its pid 1 is the shell, which reaps.
+    // A pid namespace with 1,200 numbers: each is used again within seconds. Its pid 1 is the
+    // shell, which reaps.
     let script = "echo 1200 > /proc/sys/kernel/pid_max && \"$@\"; exit $?";
     let output = Command::new("unshare")
         .args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, "sh"])
@@ -65,7 +69,8 @@ fn scar_07_reused_pids_mix_up_no_exits() {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
 }
 
-// containerd #4784, #12400. Defence: `Publisher::send_head`: the head stays until it is acknowledged, nothing overtakes it.
+// containerd #4784, #12400. Defence: `Publisher::send_head`: the head stays until it is
+// acknowledged, nothing overtakes it.
 #[test]
 fn scar_54_a_server_that_refuses_every_third_event_gets_each_once_and_in_order() {
     with_driver(|driver| async move {
@@ -81,7 +86,10 @@ fn scar_54_a_server_that_refuses_every_third_event_gets_each_once_and_in_order()
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         for number in 0..20 {
-            assert_eq!(driver.ledger.settle_exec(&id, &format!("e{number}"), number), Verdict::default());
+            assert_eq!(
+                driver.ledger.settle_exec(&id, &format!("e{number}"), number),
+                Verdict::default()
+            );
         }
         assert_eq!(driver.ledger.settle(&id, 137), Verdict::default());
     });
@@ -112,7 +120,8 @@ fn everything_answers_within_100_ms_while_the_runtime_hangs() {
             stop.display()
         );
         std::fs::write(&runtime, script).unwrap();
-        std::fs::set_permissions(&runtime, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(&runtime, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
         std::fs::write(&stop, "").unwrap();
         let id = driver.fresh("a");
         let (pod, mut client) = driver.pod(&id, &["sleep", "1000"]).await.unwrap();
@@ -154,13 +163,16 @@ fn everything_answers_within_100_ms_while_the_runtime_hangs() {
 fn the_list_of_regressions_and_the_tests_are_the_same() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let list = std::fs::read_to_string(format!("{root}/docs/regressions.md")).unwrap();
-    let mut directories: Vec<PathBuf> =
-        ["tests/suite", "bench/tests", "src", "cli/src"].map(|name| format!("{root}/{name}").into()).into();
+    let mut directories: Vec<PathBuf> = ["tests/suite", "bench/tests", "src", "cli/src"]
+        .map(|name| format!("{root}/{name}").into())
+        .into();
     let mut sources = Vec::new();
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(directory).unwrap().flatten().map(|entry| entry.path()) {
             match entry.extension() {
-                Some(extension) if extension == "rs" => sources.push(std::fs::read_to_string(entry).unwrap()),
+                Some(extension) if extension == "rs" => {
+                    sources.push(std::fs::read_to_string(entry).unwrap())
+                }
                 _ if entry.is_dir() => directories.push(entry),
                 _ => {}
             }
@@ -177,7 +189,10 @@ fn the_list_of_regressions_and_the_tests_are_the_same() {
     for text in &sources {
         let names = text.split("\nfn scar_").skip(1).filter_map(|rest| rest.split('(').next());
         for name in names {
-            assert!(list.contains(&format!("scar_{name}`")), "scar_{name} is not in docs/regressions.md");
+            assert!(
+                list.contains(&format!("scar_{name}`")),
+                "scar_{name} is not in docs/regressions.md"
+            );
         }
     }
     for number in 1..=74 {

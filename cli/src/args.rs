@@ -27,8 +27,10 @@ pub(crate) enum Command {
   cleat ps --containers        a line for each container
   cleat ps -o json | jq '.[] | select(.containerd == false) | .pid'
 
-CONTAINERD says whether a containerd (or another client) holds a connection to the shim. PRIVATE is what the shim costs: its anonymous memory, which nothing else
-has. PSS adds its part of the program's file, which all shims share. On a terminal that is too narrow columns are left out; -w shows all.")]
+CONTAINERD says whether a containerd (or another client) holds a connection to the shim. PRIVATE
+is what the shim costs: its anonymous memory, which nothing else
+has. PSS adds its part of the program's file, which all shims share. On a terminal that is too
+narrow columns are left out; -w shows all.")]
     Ps(Ps),
     /// Show one shim in full: processes, I/O, events, open calls, last errors
     #[command(after_help = "Examples:
@@ -41,7 +43,8 @@ What a Go shim does about events, I/O and calls it tells nobody; only cleat's sh
     Inspect(Inspect),
     /// Watch containers and shims: CPU, memory, I/O
     #[command(
-        after_help = "Keys: c CPU, m memory, i I/O, s shim memory, p pid, each again: the other way round; arrows, page up and down, home and end scroll;
+        after_help = "Keys: c CPU, m memory, i I/O, s shim memory, p pid, each again: the other
+way round; arrows, page up and down, home and end scroll;
 / filters by any text of a line (enter ends it, escape takes it back); q quits.
 
 Examples:
@@ -52,7 +55,8 @@ Examples:
     Top(Top),
     /// Show what shims publish to containerd
     #[command(
-        after_help = "Without -f: events that containerd has not acknowledged yet. With -f: these, and all that follow, until interrupted.
+        after_help = "Without -f: events that containerd has not acknowledged yet. With -f: these,
+and all that follow, until interrupted.
 
 Examples:
   cleat events -f
@@ -61,8 +65,10 @@ Examples:
     Events(Events),
     /// Check whether this node is fit for cleat, and whether anything was left behind
     #[command(
-        after_help = "Exit status: 0 all is well (an `ok` line may still have advice), 1 there are warnings or something could not be looked at, 2 something is broken: no pod can
-start, or none on cleat. containerd is asked over its own API, each shim over its socket, each with a deadline: the whole takes at most half a minute.
+        after_help = "Exit status: 0 all is well (an `ok` line may still have advice), 1 there are
+warnings or something could not be looked at, 2 something is broken: no pod can
+start, or none on cleat. containerd is asked over its own API, each shim over its socket, each
+with a deadline: the whole takes at most half a minute.
 
 Examples:
   cleat doctor
@@ -71,13 +77,19 @@ Examples:
     Doctor(Doctor),
     /// Remove what is provably orphaned
     #[command(after_help = "What is removed, and by which proof:
-  socket    a file in the shims' socket directory, older than a minute, and the kernel refuses a connection: nobody listens on it, and nobody can any more.
-  shim      its bundle directory is gone, nobody is connected to it, and it says itself that it has no container (a Go shim: no bundle names its socket).
-            It is asked to end by Shutdown, which a shim with a container refuses, and never by a signal.
-  state     a directory of the OCI runtime whose container's first process has ended, whose bundle is gone, and whom no shim knows: `runc delete` removes it.
-  mount     a rootfs that is mounted in a bundle without config.json, which no process has as its root, in whichever mount namespace.
+  socket    a file in the shims' socket directory, older than a minute, and the kernel refuses a
+            connection: nobody listens on it, and nobody can any more.
+  shim      its bundle directory is gone, nobody is connected to it, and it says itself that it
+            has no container (a Go shim: no bundle names its socket).
+            It is asked to end by Shutdown, which a shim with a container refuses, and never by a
+signal.
+  state     a directory of the OCI runtime whose container's first process has ended, whose bundle
+            is gone, and whom no shim knows: `runc delete` removes it.
+  mount     a rootfs that is mounted in a bundle without config.json, which no process has as its
+            root, in whichever mount namespace.
   run       a container whose `cleat run` was killed, and whose process has ended.
-Nothing that lives is touched. Each is looked at again before it is removed; sockets under the lock that a shim's `start` takes.
+Nothing that lives is touched. Each is looked at again before it is removed; sockets under the
+lock that a shim's `start` takes.
 
 Examples:
   cleat gc --dry-run
@@ -85,13 +97,16 @@ Examples:
     Gc(Gc),
     /// Run an OCI bundle under the shim, without containerd
     #[command(
-        after_help = "The bundle is not written to: the shim gets a copy of its config.json. All signals but those of job control are passed on to the container's process. When nobody reads
+        after_help = "The bundle is not written to: the shim gets a copy of its config.json. All
+signals but those of job control are passed on to the container's process. When nobody reads
 stdout any more, the container is killed (`| head -1`).
 
-Exit status, as docker run's: the process's own, 128 + signal if one has killed it (141: nobody read stdout), 127 if the program is not in the bundle,
+Exit status, as docker run's: the process's own, 128 + signal if one has killed it (141: nobody
+read stdout), 127 if the program is not in the bundle,
 126 if it cannot be executed, 125 if cleat, the shim or the runtime has failed.
 
-If cleat itself is killed by SIGKILL the container lives on, as it would under containerd; `cleat ps` shows its shim, and --remove ends it.
+If cleat itself is killed by SIGKILL the container lives on, as it would under containerd; `cleat
+ps` shows its shim, and --remove ends it.
 
 Examples:
   mkdir -p bundle/rootfs && busybox --install -s bundle/rootfs/bin && (cd bundle && runc spec)
@@ -103,9 +118,13 @@ Examples:
     Run(Run),
     /// Print, or write, the part of containerd's configuration that makes cleat a runtime
     #[command(
-        after_help = "Without --write nothing is changed: the snippet for the containerd that is found is printed. With it, the snippet is put at the end of containerd's config.toml, between marks,
-or, where containerd 2 imports a directory (`imports`), into a file of its own there. Before that `containerd config dump` must show the handler, and all else as it was. The first copy
-of your file is kept beside it (.before-cleat). What is there already stays as it is; --undo takes out what is between the marks, and nothing else. containerd must be restarted by you;
+        after_help = "Without --write nothing is changed: the snippet for the containerd that is
+found is printed. With it, the snippet is put at the end of containerd's config.toml, between
+marks,
+or, where containerd 2 imports a directory (`imports`), into a file of its own there. Before that
+`containerd config dump` must show the handler, and all else as it was. The first copy
+of your file is kept beside it (.before-cleat). What is there already stays as it is; --undo takes
+out what is between the marks, and nothing else. containerd must be restarted by you;
 pods live on.
 
 Examples:
@@ -230,7 +249,8 @@ pub(crate) struct Places {
     /// containerd's socket
     #[arg(long, default_value = "/run/containerd/containerd.sock")]
     pub(crate) address: PathBuf,
-    /// containerd's state directory. With another one than the node's, doctor speaks of its shims only
+    /// containerd's state directory. With another one than the node's, doctor speaks of its shims
+    /// only
     #[arg(long, default_value = STATE)]
     pub(crate) state: PathBuf,
     /// The shims' socket directory
@@ -276,7 +296,8 @@ pub(crate) struct Run {
     /// As `docker run` has it; the container is always removed at its end
     #[arg(long, hide = true)]
     pub(crate) rm: bool,
-    /// Kill and remove the container --id, left by a `cleat run` that was killed; with a bundle, run that then
+    /// Kill and remove the container --id, left by a `cleat run` that was killed; with a bundle,
+    /// run that then
     #[arg(long, requires = "id")]
     pub(crate) remove: bool,
     /// The bundle: a directory with config.json

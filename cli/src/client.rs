@@ -47,9 +47,9 @@ impl Client {
             },
         };
         match reply.with_context(|| method.to_owned())? {
-            Ok(payload) => {
-                Ok(Ok(A::decode(payload.as_slice()).with_context(|| format!("answer of {method}"))?))
-            }
+            Ok(payload) => Ok(Ok(
+                A::decode(payload.as_slice()).with_context(|| format!("answer of {method}"))?
+            )),
             Err(status) => Ok(Err(status)),
         }
     }

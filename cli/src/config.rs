@@ -64,14 +64,16 @@ pub(crate) fn version(program: &Path) -> Result<(Version, String)> {
 
 /// `2.1.9+unknown` → (2, 1).
 pub(crate) fn parse_version(number: &str) -> Option<Version> {
-    let mut parts = number.trim_start_matches('v').split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let mut parts =
+        number.trim_start_matches('v').split(|c: char| !c.is_ascii_digit()).map(str::parse);
     match (parts.next(), parts.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
         _ => None,
     }
 }
 
-/// What containerd makes of a configuration: all values, defaults too. Of one that is not there: the defaults.
+/// What containerd makes of a configuration: all values, defaults too. Of one that is not there:
+/// the defaults.
 pub(crate) fn dump(program: &Path, config: &Path) -> Result<DocumentMut> {
     let mut command = Command::new(program);
     // As its service does: 1.6 looks there for imports with wildcards.
@@ -113,18 +115,27 @@ pub(crate) fn syntax(document: &DocumentMut, containerd: Version) -> i64 {
 
 /// Whether the CRI plugin is switched off, so that nobody reads handlers.
 pub(crate) fn has_no_cri(document: &DocumentMut) -> bool {
-    const NAMES: [&str; 4] =
-        ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"];
+    const NAMES: [&str; 4] = [
+        "cri",
+        "io.containerd.grpc.v1.cri",
+        "io.containerd.cri.v1.runtime",
+        "io.containerd.cri.v1.images",
+    ];
     let disabled = document.get("disabled_plugins").and_then(Item::as_array);
-    disabled.is_some_and(|list| list.iter().filter_map(Value::as_str).any(|name| NAMES.contains(&name)))
+    disabled
+        .is_some_and(|list| list.iter().filter_map(Value::as_str).any(|name| NAMES.contains(&name)))
 }
 
 /// Names of the handlers that are configured, with the shim of each: its path, or its type.
 pub(crate) fn handlers(document: &DocumentMut) -> Vec<(String, String)> {
     let runtimes = cri(document).and_then(|cri| cri.get("runtimes")).and_then(Item::as_table_like);
     let handler = |(name, handler): (&str, &Item)| {
-        let text = |key: &str| handler.get(key).and_then(Item::as_str).filter(|text| !text.is_empty());
-        (name.to_owned(), text("runtime_path").or(text("runtime_type")).unwrap_or_default().to_owned())
+        let text =
+            |key: &str| handler.get(key).and_then(Item::as_str).filter(|text| !text.is_empty());
+        (
+            name.to_owned(),
+            text("runtime_path").or(text("runtime_type")).unwrap_or_default().to_owned(),
+        )
     };
     runtimes.map(|runtimes| runtimes.iter().map(handler).collect()).unwrap_or_default()
 }
@@ -145,7 +156,8 @@ pub(crate) fn missing_default(dump: &DocumentMut) -> Option<String> {
     (!handlers(dump).iter().any(|(name, _)| name == default)).then(|| default.to_owned())
 }
 
-/// The patterns of `imports`, and the files to which they lead today, in containerd's order. `config` is the file that has them.
+/// The patterns of `imports`, and the files to which they lead today, in containerd's order.
+/// `config` is the file that has them.
 pub(crate) fn imports(
     document: &DocumentMut,
     config: &Path,
@@ -192,7 +204,10 @@ fn matches(pattern: &str, name: &str) -> bool {
         None => name.is_empty(),
         Some('*') => {
             let rest = letters.as_str();
-            name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| matches(rest, &name[at..]))
+            name.char_indices()
+                .map(|(at, _)| at)
+                .chain([name.len()])
+                .any(|at| matches(rest, &name[at..]))
         }
         Some(letter) => {
             let mut of_name = name.chars();
@@ -203,7 +218,8 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Each value of a configuration by its path; what is empty, zero or false is left out, since containerd takes a missing one for it.
+/// Each value of a configuration by its path; what is empty, zero or false is left out, since
+/// containerd takes a missing one for it.
 pub(crate) fn flat(document: &DocumentMut) -> BTreeMap<String, String> {
     fn walk(path: &str, item: &Item, found: &mut BTreeMap<String, String>) {
         if let Some(table) = item.as_table_like() {
@@ -246,7 +262,9 @@ mod tests {
 
     #[test]
     fn patterns() {
-        assert!(matches("*.toml", "a.toml") && matches("a?c*", "abc") && !matches("*.toml", "a.tom"));
+        assert!(
+            matches("*.toml", "a.toml") && matches("a?c*", "abc") && !matches("*.toml", "a.tom")
+        );
         assert_eq!(parse_version("2.1.9+unknown"), Some((2, 1)));
         assert_eq!(parse_version("1.6.20~ds1"), Some((1, 6)));
     }

@@ -1,6 +1,8 @@
-//! Questions to containerd's own API: as much of gRPC (HTTP/2, RFC 9113 and 7541) as one unary call on a connection of its own needs.
+//! Questions to containerd's own API: as much of gRPC (HTTP/2, RFC 9113 and 7541) as one unary call
+//! on a connection of its own needs.
 //!
-//! Nothing of the answer's headers is decoded: a call that is refused has no message, and that is all that is told.
+//! Nothing of the answer's headers is decoded: a call that is refused has no message, and that is
+//! all that is told.
 
 use anyhow::{Context, Result, bail};
 use prost::Message;
@@ -52,7 +54,9 @@ impl Containerd<'_> {
             Err(_) => bail!("no answer within {} s", PATIENCE.as_secs()),
         };
         answer
-            .map(|answer| A::decode(answer.as_slice()).with_context(|| format!("answer of {method}")))
+            .map(|answer| {
+                A::decode(answer.as_slice()).with_context(|| format!("answer of {method}"))
+            })
             .transpose()
     }
 }
@@ -92,7 +96,10 @@ async fn exchange(
         head.push(0);
         for text in [name, value] {
             head.push(
-                u8::try_from(text.len()).ok().filter(|length| *length < 127).context("too long a header")?,
+                u8::try_from(text.len())
+                    .ok()
+                    .filter(|length| *length < 127)
+                    .context("too long a header")?,
             );
             head.extend_from_slice(text.as_bytes());
         }
@@ -107,7 +114,8 @@ async fn exchange(
     loop {
         let mut start = [0; 9];
         stream.read_exact(&mut start).await.context("it hung up")?;
-        let length = usize::from(start[0]) << 16 | usize::from(start[1]) << 8 | usize::from(start[2]);
+        let length =
+            usize::from(start[0]) << 16 | usize::from(start[1]) << 8 | usize::from(start[2]);
         let (kind, flags) = (start[3], start[4]);
         let stream_number = u32::from_be_bytes([start[5] & 0x7f, start[6], start[7], start[8]]);
         let mut payload = vec![0; length];
@@ -115,7 +123,8 @@ async fn exchange(
         let mut reply = Vec::new();
         match kind {
             DATA if stream_number == 1 => {
-                let padding = if flags & PADDED != 0 { payload.first().copied().unwrap_or(0) } else { 0 };
+                let padding =
+                    if flags & PADDED != 0 { payload.first().copied().unwrap_or(0) } else { 0 };
                 let begin = usize::from(flags & PADDED != 0);
                 let end = payload.len().saturating_sub(usize::from(padding));
                 answer.extend_from_slice(payload.get(begin..end).unwrap_or_default());

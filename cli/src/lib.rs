@@ -1,6 +1,8 @@
-//! `cleat`: what operators see of container shims, and do with them. A library too, so that the benchmarks measure processes as `cleat ps` does.
+//! `cleat`: what operators see of container shims, and do with them. A library too, so that the
+//! benchmarks measure processes as `cleat ps` does.
 //!
-//! Reads /proc, bundles and containerd's directories; asks shims over their sockets; changes nothing but in `gc`, `run` and `install`.
+//! Reads /proc, bundles and containerd's directories; asks shims over their sockets; changes
+//! nothing but in `gc`, `run` and `install`.
 
 mod args;
 mod client;

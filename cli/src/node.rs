@@ -1,7 +1,9 @@
 //! The shims of this node: found in /proc, asked over their sockets.
 //!
-//! A process is taken for a shim if its command line is one and it lives in the mount namespace of the node's first process, or in ours: what a
-//! container calls itself does not count, and nothing that it serves is connected to. (Ours may be another one: a systemd unit with ProtectHome has its own.)
+//! A process is taken for a shim if its command line is one and it lives in the mount namespace of
+//! the node's first process, or in ours: what a container calls itself does not count, and nothing
+//! that it serves is connected to. (Ours may be another one: a systemd unit with ProtectHome has
+//! its own.)
 
 use crate::{
     client::{Client, PATIENCE},
@@ -94,7 +96,8 @@ pub(crate) struct Usage {
     pub(crate) stream_bytes: u64,
 }
 
-/// All shims, by pid, each asked for its containers. Those that hang cost [`PATIENCE`] once, not each.
+/// All shims, by pid, each asked for its containers. Those that hang cost [`PATIENCE`] once, not
+/// each.
 pub(crate) async fn shims() -> Vec<Shim> {
     let sockets = Sockets::read();
     let mut tasks = tokio::task::JoinSet::new();
@@ -111,10 +114,13 @@ pub(crate) async fn shims() -> Vec<Shim> {
     shims
 }
 
-/// That the node can be seen at all: without it an empty list would be taken for "nothing is there".
+/// That the node can be seen at all: without it an empty list would be taken for "nothing is
+/// there".
 pub(crate) fn check_sight() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("not root: shims belong to root and show themselves to nobody else; run it with sudo");
+        bail!(
+            "not root: shims belong to root and show themselves to nobody else; run it with sudo"
+        );
     }
     // Rootless: there is no more to be seen than what is in our own namespaces, and that is.
     if !fs::read_to_string("/proc/self/uid_map")
@@ -132,7 +138,8 @@ pub(crate) fn check_sight() -> Result<()> {
     Ok(())
 }
 
-/// The kernel's own threads are in the first mount namespace, and show it to root where an undumpable first process does not.
+/// The kernel's own threads are in the first mount namespace, and show it to root where an
+/// undumpable first process does not.
 const KTHREADD: &str = "2";
 
 /// Of a process: device and number of its mount namespace, if we may know.
@@ -149,7 +156,8 @@ fn processes(sockets: &Sockets) -> Vec<Shim> {
     let hosts: Vec<_> = ["1", KTHREADD, "self"].into_iter().filter_map(mount_namespace).collect();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let is_ours = |pid: &u32| mount_namespace(&pid.to_string()).is_some_and(|place| hosts.contains(&place));
+    let is_ours =
+        |pid: &u32| mount_namespace(&pid.to_string()).is_some_and(|place| hosts.contains(&place));
     let found: Vec<Shim> = pids.filter(is_ours).filter_map(|pid| shim(pid, sockets)).collect();
     let known: Vec<u32> = found.iter().map(|shim| shim.pid).collect();
     // A child that has not become its program yet still bears the shim's name.
@@ -161,7 +169,8 @@ fn processes(sockets: &Sockets) -> Vec<Shim> {
 
 fn shim(pid: u32, sockets: &Sockets) -> Option<Shim> {
     let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let mut words = command_line.split(|b| *b == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    let mut words =
+        command_line.split(|b| *b == 0).map(|word| String::from_utf8_lossy(word).into_owned());
     let name = PathBuf::from(words.next()?);
     let name = name.file_name()?.to_str()?;
     if !name.starts_with("containerd-shim-") {
@@ -180,8 +189,9 @@ fn shim(pid: u32, sockets: &Sockets) -> Option<Shim> {
     let socket = sockets.listening(pid);
     let connections = socket.as_ref().map_or(0, |path| sockets.connected(path));
     // By its program, until it says so itself: one that does not answer is still cleat's.
-    let is_cleat =
-        program.file_name().is_some_and(|name| name.to_string_lossy().contains("containerd-shim-cleat"));
+    let is_cleat = program
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().contains("containerd-shim-cleat"));
     Some(Shim {
         pid,
         kind: if is_cleat { Kind::Cleat } else { Kind::Other },
@@ -263,8 +273,9 @@ async fn ask(shim: &mut Shim) -> Result<()> {
     } else {
         for id in bundles_of(shim) {
             let request = api::ProcessRequest { id: id.clone(), exec_id: String::new() };
-            let answer =
-                client.ask::<api::StateResponse>(api::SERVICES[0], "State", &request, Some(PATIENCE)).await?;
+            let answer = client
+                .ask::<api::StateResponse>(api::SERVICES[0], "State", &request, Some(PATIENCE))
+                .await?;
             // A bundle may be there before its container, and after.
             let Ok(state) = answer else { continue };
             shim.containers.push(Container {
@@ -272,7 +283,8 @@ async fn ask(shim: &mut Shim) -> Result<()> {
                 name: None,
                 status: status_name(state.status),
                 pid: state.pid,
-                exit_status: (state.status == api::Status::Stopped as i32).then_some(state.exit_status),
+                exit_status: (state.status == api::Status::Stopped as i32)
+                    .then_some(state.exit_status),
                 execs: 0,
                 usage: usage(state.pid),
             });
@@ -313,7 +325,9 @@ pub(crate) fn status_name(status: i32) -> &'static str {
 
 /// Ids of the containers whose bundles name the shim's socket.
 fn bundles_of(shim: &Shim) -> Vec<String> {
-    let (Some(socket), Some(parent)) = (&shim.socket, shim.bundle.parent()) else { return Vec::new() };
+    let (Some(socket), Some(parent)) = (&shim.socket, shim.bundle.parent()) else {
+        return Vec::new();
+    };
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     let mut ids: Vec<String> = entries
         .filter(|entry| address_of(&entry.path()).as_ref() == Some(socket))
@@ -330,7 +344,8 @@ pub(crate) fn address_of(bundle: &Path) -> Option<PathBuf> {
         address: String,
     }
     let read = |name: &str| cleat::bundle::read_bounded(&bundle.join(name), 64 << 10).ok();
-    let bootstrap = read("bootstrap.json").and_then(|text| serde_json::from_slice::<Bootstrap>(&text).ok());
+    let bootstrap =
+        read("bootstrap.json").and_then(|text| serde_json::from_slice::<Bootstrap>(&text).ok());
     let address = match bootstrap {
         Some(bootstrap) => bootstrap.address,
         None => String::from_utf8(read("address")?).ok()?,
@@ -344,12 +359,19 @@ fn describe_pod(shim: &mut Shim) {
     let mut known: HashMap<String, BTreeMap<String, String>> = HashMap::new();
     for container in &shim.containers {
         let bundle = parent.as_ref().map(|parent| parent.join(&container.id));
-        known.insert(container.id.clone(), bundle.map(|bundle| annotations(&bundle)).unwrap_or_default());
+        known.insert(
+            container.id.clone(),
+            bundle.map(|bundle| annotations(&bundle)).unwrap_or_default(),
+        );
     }
     let of_first = known.get(&shim.id).cloned().unwrap_or_else(|| annotations(&shim.bundle));
-    let get = |of: &BTreeMap<String, String>, key: &str| of.get(&format!("io.kubernetes.cri.{key}")).cloned();
-    shim.pod = get(&of_first, "sandbox-name")
-        .map(|name| Pod { name, namespace: get(&of_first, "sandbox-namespace").unwrap_or_default() });
+    let get = |of: &BTreeMap<String, String>, key: &str| {
+        of.get(&format!("io.kubernetes.cri.{key}")).cloned()
+    };
+    shim.pod = get(&of_first, "sandbox-name").map(|name| Pod {
+        name,
+        namespace: get(&of_first, "sandbox-namespace").unwrap_or_default(),
+    });
     for container in &mut shim.containers {
         let Some(of) = known.get(&container.id) else { continue };
         container.name = match get(of, "container-type").as_deref() {
@@ -360,7 +382,8 @@ fn describe_pod(shim: &mut Shim) {
 }
 
 fn annotations(bundle: &Path) -> BTreeMap<String, String> {
-    let text = cleat::bundle::read_bounded(&bundle.join("config.json"), 16 << 20).unwrap_or_default();
+    let text =
+        cleat::bundle::read_bounded(&bundle.join("config.json"), 16 << 20).unwrap_or_default();
     cleat::bundle::annotations_in(&text).unwrap_or_default()
 }
 
@@ -380,7 +403,10 @@ fn usage(pid: u32) -> Usage {
         Cgroup::V1(_) => Usage {
             cpu_ns: number(read("cpuacct", "cpuacct.usage")),
             memory_bytes: number(read("memory", "memory.usage_in_bytes")),
-            block_bytes: field(&read("blkio", "blkio.throttle.io_service_bytes_recursive"), "Total"),
+            block_bytes: field(
+                &read("blkio", "blkio.throttle.io_service_bytes_recursive"),
+                "Total",
+            ),
             stream_bytes: 0,
         },
         Cgroup::V2(_) => Usage {
@@ -438,14 +464,15 @@ impl Sockets {
         let inode = |entry: fs::DirEntry| {
             let number: u32 = entry.file_name().to_str()?.parse().ok()?;
             let target = fs::read_link(entry.path()).ok()?;
-            let inode: u64 = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
+            let inode: u64 =
+                target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
             Some((number, inode))
         };
         let mut inodes: Vec<(u32, u64)> = entries.filter_map(inode).collect();
         inodes.sort_unstable();
-        let mut rows = inodes
-            .iter()
-            .filter_map(|(_, inode)| self.rows.iter().find(|row| row.listens && row.inode == *inode));
+        let mut rows = inodes.iter().filter_map(|(_, inode)| {
+            self.rows.iter().find(|row| row.listens && row.inode == *inode)
+        });
         rows.next().map(|row| row.path.clone())
     }
 

@@ -40,12 +40,20 @@ impl std::fmt::Display for Orphan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Socket { path } => write!(f, "socket {}: nobody listens", path.display()),
-            Self::Shim { pid, id, .. } => write!(f, "shim {pid} ({id}): no container, no bundle, no client"),
+            Self::Shim { pid, id, .. } => {
+                write!(f, "shim {pid} ({id}): no container, no bundle, no client")
+            }
             Self::State { id, root } => {
-                write!(f, "state of {id} in {}: its process has ended, its bundle is gone", root.display())
+                write!(
+                    f,
+                    "state of {id} in {}: its process has ended, its bundle is gone",
+                    root.display()
+                )
             }
             Self::Mount { path } => write!(f, "mount {}: its bundle is gone", path.display()),
-            Self::Run { id } => write!(f, "container {id} of a `cleat run` that was killed: it has ended"),
+            Self::Run { id } => {
+                write!(f, "container {id} of a `cleat run` that was killed: it has ended")
+            }
         }
     }
 }
@@ -53,12 +61,19 @@ impl std::fmt::Display for Orphan {
 /// Everything that is orphaned now.
 pub(crate) fn find(places: &Places, shims: &[Shim]) -> Vec<Orphan> {
     let mut found: Vec<Orphan> = sockets(places);
-    found
-        .extend(shims.iter().filter(|shim| shim.bundle.starts_with(&places.state)).filter_map(orphaned_shim));
+    found.extend(
+        shims
+            .iter()
+            .filter(|shim| shim.bundle.starts_with(&places.state))
+            .filter_map(orphaned_shim),
+    );
     found.extend(states(places, shims));
     found.extend(mounts(places, shims));
     found.extend(
-        run_place::left(shims).into_iter().filter(|left| !left.lives).map(|left| Orphan::Run { id: left.id }),
+        run_place::left(shims)
+            .into_iter()
+            .filter(|left| !left.lives)
+            .map(|left| Orphan::Run { id: left.id }),
     );
     found
 }
@@ -83,7 +98,8 @@ fn is_dead_socket(path: &Path) -> bool {
     about.file_type().is_socket() && is_old(&about) && !cleat::start::is_alive(path)
 }
 
-/// The lock that `start` takes before it looks at a socket, removes a dead one and binds its own; freed when the descriptor closes.
+/// The lock that `start` takes before it looks at a socket, removes a dead one and binds its own;
+/// freed when the descriptor closes.
 fn lock(directory: &Path) -> Result<OwnedFd> {
     use rustix::fs::{FlockOperation, Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -165,16 +181,18 @@ fn is_dead_state(directory: &Path) -> bool {
 
 /// A shim has it, or one that does not answer may have it.
 fn is_known(id: &str, shims: &[Shim]) -> bool {
-    shims
-        .iter()
-        .any(|shim| shim.problem.is_some() || shim.containers.iter().any(|container| container.id == id))
+    shims.iter().any(|shim| {
+        shim.problem.is_some() || shim.containers.iter().any(|container| container.id == id)
+    })
 }
 
 fn mounts(places: &Places, shims: &[Shim]) -> Vec<Orphan> {
     let tasks = places.state.join("io.containerd.runtime.v2.task");
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mounts =
-        text.lines().filter_map(MountLine::read).filter(|mount| is_dead_mount(&mount.point, &tasks, shims));
+    let mounts = text
+        .lines()
+        .filter_map(MountLine::read)
+        .filter(|mount| is_dead_mount(&mount.point, &tasks, shims));
     let mounts: Vec<MountLine> = mounts.collect();
     if mounts.is_empty() {
         return Vec::new();
@@ -202,14 +220,16 @@ impl MountLine {
     }
 }
 
-/// What processes have as their root, in whichever mount namespace; asks no file system, so none can hang us.
+/// What processes have as their root, in whichever mount namespace; asks no file system, so none
+/// can hang us.
 fn roots() -> Vec<(String, String)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let mut seen = std::collections::HashSet::new();
     let mut found = Vec::new();
     for pid in pids {
-        // A namespace may have processes with several roots, so each process is looked at; the node's own need not be: a mount below is no root of theirs.
+        // A namespace may have processes with several roots, so each process is looked at; the
+        // node's own need not be: a mount below is no root of theirs.
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/mountinfo")) else { continue };
         found.extend(
             text.lines()
@@ -224,8 +244,9 @@ fn roots() -> Vec<(String, String)> {
 
 fn is_dead_mount(path: &Path, tasks: &Path, shims: &[Shim]) -> bool {
     // TASKS/NAMESPACE/ID/rootfs
-    let Some(bundle) =
-        path.parent().filter(|bundle| path.ends_with("rootfs") && bundle.ancestors().nth(2) == Some(tasks))
+    let Some(bundle) = path
+        .parent()
+        .filter(|bundle| path.ends_with("rootfs") && bundle.ancestors().nth(2) == Some(tasks))
     else {
         return false;
     };
@@ -274,11 +295,14 @@ impl Orphan {
             }
             Self::Mount { path } => {
                 let again = mounts(places, &node::shims().await);
-                if !again.iter().any(|orphan| matches!(orphan, Self::Mount { path: again } if again == path))
+                if !again
+                    .iter()
+                    .any(|orphan| matches!(orphan, Self::Mount { path: again } if again == path))
                 {
                     bail!("somebody has it now");
                 }
-                // Not detached: one that is in use says so. In a process of its own: a dead server's hangs.
+                // Not detached: one that is in use says so. In a process of its own: a dead
+                // server's hangs.
                 finish(Command::new("umount").arg("--no-canonicalize").arg(path))
             }
             Self::Run { id } => run_place::remove(id).await,

@@ -25,12 +25,14 @@ impl Table {
         (0..columns).map(width).collect()
     }
 
-    /// Makes it as narrow as a screen: the columns named go, one after the other, until it fits; then the widest is cut.
+    /// Makes it as narrow as a screen: the columns named go, one after the other, until it fits;
+    /// then the widest is cut.
     pub(crate) fn fit(mut self, screen: usize, less_wanted: &[&str]) -> Self {
         const GAP: usize = 2;
         /// Narrower than this nothing can be read.
         const NARROWEST: usize = 6;
-        let whole = |widths: &[usize]| widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
+        let whole =
+            |widths: &[usize]| widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
         for name in less_wanted {
             if whole(&self.widths()) <= screen {
                 return self;
@@ -44,7 +46,8 @@ impl Table {
         loop {
             let widths = self.widths();
             let excess = whole(&widths).saturating_sub(screen);
-            let Some((column, widest)) = widths.iter().copied().enumerate().max_by_key(|(_, width)| *width)
+            let Some((column, widest)) =
+                widths.iter().copied().enumerate().max_by_key(|(_, width)| *width)
             else {
                 return self;
             };
@@ -76,7 +79,8 @@ pub(crate) fn screen() -> usize {
     if !std::io::stdout().is_terminal() {
         return usize::MAX;
     }
-    let size = rustix::termios::tcgetwinsize(std::io::stdout()).map(|size| usize::from(size.ws_col));
+    let size =
+        rustix::termios::tcgetwinsize(std::io::stdout()).map(|size| usize::from(size.ws_col));
     size.ok().filter(|columns| *columns > 0).unwrap_or(80)
 }
 
@@ -94,14 +98,16 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&[serde_json::to_string_pretty(value)?])
 }
 
-/// Without what could steer a terminal: names come from config.json files, which are written by whoever makes containers.
+/// Without what could steer a terminal: names come from config.json files, which are written by
+/// whoever makes containers.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Whether to use colours.
 pub(crate) fn has_colours() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    std::io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// A colour's text, or the text alone.

@@ -9,7 +9,8 @@ pub fn memory_kib(pid: u32) -> Memory {
 /// Memory of a process, KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
-    /// What it costs: its anonymous memory. Not Private_Clean, which is the program's file as long as only one process has it mapped, and can be dropped.
+    /// What it costs: its anonymous memory. Not Private_Clean, which is the program's file as long
+    /// as only one process has it mapped, and can be dropped.
     pub private: u64,
     /// Proportional set size.
     pub pss: u64,
@@ -32,7 +33,8 @@ pub fn threads(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
-/// A field of a process's stat file by its number in proc_pid_stat(5): 3, the state, or a later one.
+/// A field of a process's stat file by its number in proc_pid_stat(5): 3, the state, or a later
+/// one.
 fn stat(pid: u32, number: usize) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may contain anything; fields are counted from its end.
@@ -41,12 +43,13 @@ fn stat(pid: u32, number: usize) -> Option<String> {
 
 /// CPU time, user and system, in seconds; without the process's children.
 pub fn cpu_seconds(pid: u32) -> f64 {
-    let ticks = |number| stat(pid, number).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    let ticks =
+        |number| stat(pid, number).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
     (ticks(14) + ticks(15)) / 100.0
 }
 
-/// CPU seconds of a process and context switches of its threads. To the nanosecond (schedstat) if all its threads still live; of those
-/// that have ended only the seconds are known, in ticks.
+/// CPU seconds of a process and context switches of its threads. To the nanosecond (schedstat) if
+/// all its threads still live; of those that have ended only the seconds are known, in ticks.
 pub fn work(pid: u32) -> (f64, u64) {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let (mut seconds, mut switches) = (0.0, 0);
@@ -63,7 +66,8 @@ pub fn work(pid: u32) -> (f64, u64) {
     (cpu_seconds(pid).max(seconds), switches)
 }
 
-/// CPU seconds that the whole machine has worked since boot (proc_stat(5): without idle, iowait, steal and the guests' part, which is counted twice).
+/// CPU seconds that the whole machine has worked since boot (proc_stat(5): without idle, iowait,
+/// steal and the guests' part, which is counted twice).
 pub fn machine_work() -> f64 {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let words = text.lines().next().unwrap_or_default().split_whitespace().skip(1);
@@ -92,7 +96,9 @@ pub fn standing(pid: u32) -> String {
     match stat(pid, 3).as_deref() {
         Some("T" | "t") => "stopped (SIGSTOP or a debugger)".to_owned(),
         Some("D") => {
-            format!("held by the kernel{at} (state D: a file system or device that does not answer)")
+            format!(
+                "held by the kernel{at} (state D: a file system or device that does not answer)"
+            )
         }
         Some("R") => "busy".to_owned(),
         Some("Z" | "X") | None => "ended".to_owned(),

@@ -1,4 +1,5 @@
-//! What `cleat run` keeps of a container while it runs: /run/cleat-run/ID. One whose `cleat run` was killed is left, and may live on.
+//! What `cleat run` keeps of a container while it runs: /run/cleat-run/ID. One whose `cleat run`
+//! was killed is left, and may live on.
 
 use crate::{client::Client, config, node::Shim, process::started};
 use anyhow::{Context, Result, bail};
@@ -33,7 +34,8 @@ pub(crate) fn parent() -> PathBuf {
     Path::new("/run").join(NAMESPACE)
 }
 
-/// The bundle that the shim sees, which has the container's name: Go's `delete` looks for it beside its working directory.
+/// The bundle that the shim sees, which has the container's name: Go's `delete` looks for it beside
+/// its working directory.
 pub(crate) fn bundle(directory: &Path) -> PathBuf {
     directory.join(directory.file_name().unwrap_or_default())
 }
@@ -67,7 +69,8 @@ pub(crate) struct Left {
 
 pub(crate) fn left(shims: &[Shim]) -> Vec<Left> {
     let entries = fs::read_dir(parent()).into_iter().flatten().flatten();
-    let gone = entries.filter(|entry| Owner::read(&entry.path()).is_some_and(|owner| !owner.lives()));
+    let gone =
+        entries.filter(|entry| Owner::read(&entry.path()).is_some_and(|owner| !owner.lives()));
     let ids = gone.filter_map(|entry| entry.file_name().into_string().ok());
     let mut left: Vec<Left> = ids.map(|id| Left { lives: lives(&id, shims), id }).collect();
     left.sort_by(|a, b| a.id.cmp(&b.id));
@@ -78,15 +81,18 @@ fn lives(id: &str, shims: &[Shim]) -> bool {
     let of_it = shims.iter().filter(|shim| shim.namespace == NAMESPACE && shim.id == id);
     of_it.into_iter().any(|shim| {
         shim.problem.is_some()
-            || shim.containers.iter().any(|container| container.id == id && container.status != "stopped")
+            || shim
+                .containers
+                .iter()
+                .any(|container| container.id == id && container.status != "stopped")
     })
 }
 
 /// Kills and removes a container that is left.
 pub(crate) async fn remove(id: &str) -> Result<()> {
     let directory = parent().join(id);
-    let owner =
-        Owner::read(&directory).with_context(|| format!("no container {id} in {}", parent().display()))?;
+    let owner = Owner::read(&directory)
+        .with_context(|| format!("no container {id} in {}", parent().display()))?;
     if owner.lives() {
         bail!("its `cleat run` lives (pid {}): end that", owner.pid);
     }
@@ -136,7 +142,11 @@ pub(crate) fn serve_events(directory: &Path, print: bool) -> Result<tokio::task:
     // A former life's.
     let _ = fs::remove_file(&path);
     let listener = tokio::net::UnixListener::bind(path)?;
-    Ok(tokio::task::spawn_local(rpc::serve(listener, Rc::new(EventSink { print }), Rc::new(Load::default()))))
+    Ok(tokio::task::spawn_local(rpc::serve(
+        listener,
+        Rc::new(EventSink { print }),
+        Rc::new(Load::default()),
+    )))
 }
 
 struct EventSink {
@@ -146,14 +156,20 @@ struct EventSink {
 impl Handler for EventSink {
     fn handle(&self, call: Call) -> Pin<Box<dyn Future<Output = Reply>>> {
         if call.service != SERVICE {
-            let status = rpc::Status::new(rpc::Code::Unimplemented, format!("service {}", call.service));
+            let status =
+                rpc::Status::new(rpc::Code::Unimplemented, format!("service {}", call.service));
             return Box::pin(async { Err(status) });
         }
         if self.print
-            && let Some(envelope) =
-                ForwardRequest::decode(call.payload.as_slice()).ok().and_then(|request| request.envelope)
+            && let Some(envelope) = ForwardRequest::decode(call.payload.as_slice())
+                .ok()
+                .and_then(|request| request.envelope)
         {
-            eprint!("{} {}\r\n", envelope.timestamp.map(rfc3339).unwrap_or_default(), envelope.topic);
+            eprint!(
+                "{} {}\r\n",
+                envelope.timestamp.map(rfc3339).unwrap_or_default(),
+                envelope.topic
+            );
         }
         Box::pin(async { Ok(Vec::new()) })
     }

@@ -1,4 +1,5 @@
-//! config.json's annotations, a process spec, resources. What is written is JSON, and writing it again changes nothing.
+//! config.json's annotations, a process spec, resources. What is written is JSON, and writing it
+//! again changes nothing.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -14,7 +14,8 @@ impl Handler for Echo {
 }
 
 thread_local! {
-    static LOOP: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    static LOOP: tokio::runtime::Runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
 }
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
@@ -22,7 +23,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         LocalSet::new().block_on(runtime, async {
             let (mut ours, theirs) = UnixStream::pair().unwrap();
             let load = Rc::new(Load::default());
-            let server = tokio::task::spawn_local(serve_connection(theirs, Rc::new(Echo), Rc::clone(&load)));
+            let server =
+                tokio::task::spawn_local(serve_connection(theirs, Rc::new(Echo), Rc::clone(&load)));
             // The server may hang up first.
             let _ = ours.write_all(data).await;
             drop(ours);

@@ -1,5 +1,5 @@
-//! What the kernel does to all processes of a cgroup at once. Each of these may wait in the kernel for
-//! others' changes of cgroups: in a helper only.
+//! What the kernel does to all processes of a cgroup at once. Each of these may wait in the kernel
+//! for others' changes of cgroups: in a helper only.
 #![allow(clippy::disallowed_methods, reason = "in a helper, which has no loop")]
 
 use super::path::{Cgroup, MAX_DEPTH};
@@ -56,7 +56,9 @@ impl Cgroup {
             // A frozen one dies when it is thawed.
             self.thaw()?;
             match self.pids() {
-                Ok(pids) if !pids.is_empty() && Instant::now() < deadline => std::thread::sleep(LOOK),
+                Ok(pids) if !pids.is_empty() && Instant::now() < deadline => {
+                    std::thread::sleep(LOOK)
+                }
                 _ => return Ok(()),
             }
         }
@@ -150,7 +152,8 @@ mod tests {
         let own = dir.path().join("a/x");
         std::fs::create_dir_all(own.join("b/c")).unwrap();
         std::fs::create_dir_all(own.join("d")).unwrap();
-        let cgroup = Cgroup::V1(vec![("cpu".into(), own.clone()), ("memory".into(), dir.path().join("a"))]);
+        let cgroup =
+            Cgroup::V1(vec![("cpu".into(), own.clone()), ("memory".into(), dir.path().join("a"))]);
         assert!(Cgroup::V2(own.clone()).remove_tree("y").is_err());
         cgroup.remove_tree("x").unwrap();
         assert!(!own.exists() && dir.path().join("a").exists());

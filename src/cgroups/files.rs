@@ -1,4 +1,5 @@
-//! The kernel's text files of a cgroup, in the shapes that they come in. Read whole, bounded; what is odd is left out.
+//! The kernel's text files of a cgroup, in the shapes that they come in. Read whole, bounded; what
+//! is odd is left out.
 
 use crate::protocol::stats_v2::{RdmaEntry, RdmaStat};
 use rustix::fs::{Mode, OFlags};
@@ -6,15 +7,18 @@ use std::{collections::HashMap, os::fd::OwnedFd, path::Path};
 
 #[cfg(fuzzing)]
 thread_local! {
-    /// What every file of a cgroup holds while the fuzzer runs: millions of inputs, and none through the file system.
-    pub static FUZZED: std::cell::RefCell<Option<Vec<u8>>> = const { std::cell::RefCell::new(None) };
+    /// What every file of a cgroup holds while the fuzzer runs: millions of inputs, and none
+    /// through the file system.
+    pub static FUZZED: std::cell::RefCell<Option<Vec<u8>>> =
+        const { std::cell::RefCell::new(None) };
 }
 
 /// Bytes asked for at first; most files are shorter.
 const FIRST_READ: usize = 4 << 10;
 const LONGEST: usize = 1 << 20;
 
-/// A directory of the kernel's, opened once, so that its path is walked once; one that is not there has no files.
+/// A directory of the kernel's, opened once, so that its path is walked once; one that is not there
+/// has no files.
 pub(super) struct Files(Option<OwnedFd>);
 
 impl Files {
@@ -36,7 +40,8 @@ impl Files {
         let file = self.open(file)?;
         let mut bytes = vec![0; FIRST_READ];
         let mut length = 0;
-        // The kernel makes such a file in one piece (seq_file with one record), so a read that is not filled was the last one.
+        // The kernel makes such a file in one piece (seq_file with one record), so a read that is
+        // not filled was the last one.
         loop {
             length += rustix::io::read(&file, &mut bytes[length..]).ok()?;
             if length < bytes.len() || length >= LONGEST {
@@ -45,7 +50,10 @@ impl Files {
             bytes.resize(2 * length, 0);
         }
         bytes.truncate(length);
-        Some(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+        Some(
+            String::from_utf8(bytes)
+                .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()),
+        )
     }
 
     /// A file with one number; `max` is the largest there is.
@@ -97,7 +105,8 @@ pub(super) fn rdma(files: &Files) -> RdmaStat {
         }
         Some(entry)
     };
-    let entries =
-        |file: &str| files.text(file).map_or_else(Vec::new, |text| text.lines().filter_map(entry).collect());
+    let entries = |file: &str| {
+        files.text(file).map_or_else(Vec::new, |text| text.lines().filter_map(entry).collect())
+    };
     RdmaStat { current: entries("rdma.current"), limit: entries("rdma.max") }
 }

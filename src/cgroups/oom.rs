@@ -1,14 +1,18 @@
 //! Who was killed for want of memory.
 //!
-//! v1: an eventfd on memory.oom_control (admin-guide/cgroup-v1/memory.rst, 9-10). v2: memory.events, polled for EPOLLPRI
-//! (admin-guide/cgroup-v2.rst); not inotify(7), of whose instances root has 128 on many nodes for all its programs together.
-//! Either only wakes us: the truth is the `oom_kill` counter, read then, and once more before the exit of the init is told, whatever
-//! woke us. A notice without a kill is no event, and a kill without a notice is none lost.
+//! v1: an eventfd on memory.oom_control (admin-guide/cgroup-v1/memory.rst, 9-10). v2:
+//! memory.events, polled for EPOLLPRI (admin-guide/cgroup-v2.rst); not inotify(7), of whose
+//! instances root has 128 on many nodes for all its programs together. Either only wakes us: the
+//! truth is the `oom_kill` counter, read then, and once more before the exit of the init is told,
+//! whatever woke us. A notice without a kill is no event, and a kill without a notice is none lost.
 //!
 //! Three things make that harder:
-//! - v1 counts a kill where the victim was, which may be below the container's own cgroup, and gives notice before the kill.
-//! - systemd may remove a scope before its counter has been read. On v2 the parent counts what happened below it, too.
-//! - A cgroup that is killed as a whole (memory.oom.group) counts each of its processes, in its own time. It is one kill.
+//! - v1 counts a kill where the victim was, which may be below the container's own cgroup, and
+//!   gives notice before the kill.
+//! - systemd may remove a scope before its counter has been read. On v2 the parent counts what
+//!   happened below it, too.
+//! - A cgroup that is killed as a whole (memory.oom.group) counts each of its processes, in its own
+//!   time. It is one kill.
 
 use super::{Cgroup, path::MAX_DEPTH};
 use crate::{
@@ -43,7 +47,8 @@ const LOOKS_V1: [Duration; 5] = [
 const AFTER_NOTICE: Duration = Duration::from_secs(3);
 /// v2 counts first.
 const LOOKS_V2: [Duration; 1] = [Duration::ZERO];
-/// The kernel counts the first victim of a group before the group: what was told so shortly before is the same kill.
+/// The kernel counts the first victim of a group before the group: what was told so shortly before
+/// is the same kill.
 const BEFORE_GROUP: Duration = Duration::from_millis(100);
 /// Time in which the others of a group may be counted.
 const GROUP: Duration = Duration::from_secs(1);
@@ -70,7 +75,8 @@ struct V1 {
     directory: PathBuf,
     /// Without it kills are told with the next look, at the exit at the latest.
     notice: Option<AsyncFd<Rc<OwnedFd>>>,
-    /// memory.oom_control: the kernel wants it open as long as the eventfd is armed, and it can be read when there are no more descriptors.
+    /// memory.oom_control: the kernel wants it open as long as the eventfd is armed, and it can be
+    /// read when there are no more descriptors.
     control: Option<OwnedFd>,
     /// Notices of which no kill has come yet. The removal of the cgroup is one, too.
     notices: Cell<u64>,
@@ -94,8 +100,8 @@ struct V2 {
     parent: Option<Parent>,
 }
 
-/// What a parent's counter said when that of the container was last read. It is believed as long as nobody but containers of ours lives
-/// below the parent: so it is in a pod.
+/// What a parent's counter said when that of the container was last read. It is believed as long as
+/// nobody but containers of ours lives below the parent: so it is in a pod.
 struct Parent {
     counters: PathBuf,
     own: Rc<OsString>,
@@ -136,7 +142,8 @@ pub enum Look {
 impl OomWatch {
     /// Arms the watch. Call before the container's program runs.
     pub fn arm(cgroup: &Cgroup) -> io::Result<Self> {
-        let directory = cgroup.directory("memory").ok_or_else(|| io::Error::other("no memory controller"))?;
+        let directory =
+            cgroup.directory("memory").ok_or_else(|| io::Error::other("no memory controller"))?;
         let (version, seen) = match cgroup {
             Cgroup::V1(_) => {
                 let (v1, seen) = V1::arm(directory)?;
@@ -195,7 +202,8 @@ impl OomWatch {
         if kills == 0 {
             return Look::Nothing;
         }
-        let within = |since: &Cell<Option<Instant>>, time| since.get().is_some_and(|at| at.elapsed() < time);
+        let within =
+            |since: &Cell<Option<Instant>>, time| since.get().is_some_and(|at| at.elapsed() < time);
         let belongs = if now.group_kills > before.group_kills {
             self.group.set(Some(Instant::now()));
             within(&self.told, BEFORE_GROUP)
@@ -209,8 +217,9 @@ impl OomWatch {
         Look::Killed
     }
 
-    /// For a container whose cgroup has gone and whose init died of a SIGKILL that is not ours: whether it was killed for want of memory all
-    /// the same. Call it once, after a look at all containers that live beside it.
+    /// For a container whose cgroup has gone and whose init died of a SIGKILL that is not ours:
+    /// whether it was killed for want of memory all the same. Call it once, after a look at all
+    /// containers that live beside it.
     pub fn was_killed_unseen(&self) -> bool {
         match &self.version {
             // One notice is that of the removal.
@@ -263,8 +272,8 @@ impl V1 {
         }
     }
 
-    /// After a notice, which says that the container itself, and not a cgroup of its own, was out of memory, a kill anywhere in the tree is
-    /// the container's.
+    /// After a notice, which says that the container itself, and not a cgroup of its own, was out
+    /// of memory, a kill anywhere in the tree is the container's.
     fn read(&self, before: Counters) -> io::Result<Counters> {
         self.take_notices();
         let own_kills = match &self.control {
@@ -363,7 +372,9 @@ impl Parent {
 
     /// Whether there was a kill below it that nobody has accounted for; accounts for it.
     fn has_lost_one(&self) -> bool {
-        let Some(killed) = v2_kills(&self.counters).filter(|_| self.is_exclusive()) else { return false };
+        let Some(killed) = v2_kills(&self.counters).filter(|_| self.is_exclusive()) else {
+            return false;
+        };
         let accounted = self.ledger.kills.get() - self.accounted.get();
         let has = killed.saturating_sub(self.killed.get()) > accounted;
         if has {
@@ -373,12 +384,15 @@ impl Parent {
     }
 
     fn is_exclusive(&self) -> bool {
-        let Some(entries) = self.counters.parent().and_then(|parent| std::fs::read_dir(parent).ok()) else {
+        let Some(entries) =
+            self.counters.parent().and_then(|parent| std::fs::read_dir(parent).ok())
+        else {
             return false;
         };
         let containers = self.ledger.containers.borrow();
         let is_ours = |name: &OsString| {
-            *name == *self.own || containers.iter().filter_map(Weak::upgrade).any(|ours| *ours == *name)
+            *name == *self.own
+                || containers.iter().filter_map(Weak::upgrade).any(|ours| *ours == *name)
         };
         let mut directories =
             entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
@@ -410,10 +424,12 @@ fn v1_kills(directory: &Path) -> io::Result<u64> {
 }
 
 fn v1_field(text: &[u8]) -> io::Result<u64> {
-    field(text, "oom_kill").ok_or_else(|| io::Error::other("memory.oom_control does not count kills"))
+    field(text, "oom_kill")
+        .ok_or_else(|| io::Error::other("memory.oom_control does not count kills"))
 }
 
-/// Adds the kills of all cgroups below one, and how many there are. What goes meanwhile is no error; that nothing can be read is.
+/// Adds the kills of all cgroups below one, and how many there are. What goes meanwhile is no
+/// error; that nothing can be read is.
 fn v1_below(directory: &Path, depth: usize, kills: &mut u64, found: &mut usize) -> io::Result<()> {
     if depth == 0 {
         return Ok(());
@@ -481,7 +497,8 @@ mod tests {
     }
 
     fn write(directory: &Path, kills: u64, groups: u64) {
-        let text = format!("low 0\nhigh 0\nmax 3\noom 1\noom_kill {kills}\noom_group_kill {groups}\n");
+        let text =
+            format!("low 0\nhigh 0\nmax 3\noom 1\noom_kill {kills}\noom_group_kill {groups}\n");
         std::fs::write(directory.join("memory.events"), text).unwrap();
     }
 

@@ -14,7 +14,8 @@ use std::{
 const ROOT: &str = "/sys/fs/cgroup";
 /// `f_type` of a cgroup2 mount (linux/magic.h).
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
-/// Processes of a container that are listed, cgroup by cgroup: as many as a node can have by default.
+/// Processes of a container that are listed, cgroup by cgroup: as many as a node can have by
+/// default.
 const MAX_PIDS: usize = 32_768;
 /// Depth of nested cgroups below a container that is looked at.
 pub(super) const MAX_DEPTH: usize = 16;
@@ -57,7 +58,8 @@ impl Cgroup {
         Ok(Self::V1(parse_v1(&text)))
     }
 
-    /// Those of a container's init. One that has died already is in none of v1: the kernel shows it in the first of each hierarchy.
+    /// Those of a container's init. One that has died already is in none of v1: the kernel shows it
+    /// in the first of each hierarchy.
     pub fn of_init(pid: u32, bundle: &Bundle, id: &Id) -> io::Result<Self> {
         let found = match Self::of_process(pid)? {
             Self::V1(mut paths) => {
@@ -71,21 +73,24 @@ impl Cgroup {
             Self::V2(path) if is_root(path) => {}
             _ => return Ok(found),
         }
-        let named =
-            Self::of_bundle(bundle, id).filter(|cgroup| cgroup.any_directory().is_some_and(Path::exists));
+        let named = Self::of_bundle(bundle, id)
+            .filter(|cgroup| cgroup.any_directory().is_some_and(Path::exists));
         named.ok_or_else(|| io::Error::other(format!("pid {pid} is in no cgroup of its own")))
     }
 
-    /// Where the runtime makes those of a container, as its bundle says; None also without a word on them..
+    /// Where the runtime makes those of a container, as its bundle says; None also without a word
+    /// on them..
     pub fn of_bundle(bundle: &Bundle, id: &Id) -> Option<Self> {
         Self::at(&bundle.cgroups_path()?, id.as_str())
     }
 
-    /// Those of an absolute `linux.cgroupsPath` (OCI runtime specification, config-linux.md) that ends in `name`, whether or not they are there.
-    /// None for a relative one, which the runtime interprets, nor for a systemd scope, which systemd removes.
+    /// Those of an absolute `linux.cgroupsPath` (OCI runtime specification, config-linux.md) that
+    /// ends in `name`, whether or not they are there. None for a relative one, which the runtime
+    /// interprets, nor for a systemd scope, which systemd removes.
     pub fn at(path: &str, name: &str) -> Option<Self> {
         let is_plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
-        let is_named = path.starts_with('/') && Path::new(path).file_name().is_some_and(|last| last == name);
+        let is_named =
+            path.starts_with('/') && Path::new(path).file_name().is_some_and(|last| last == name);
         if !is_named || path.contains('\0') || !Path::new(path).components().all(is_plain) {
             return None;
         }
@@ -93,7 +98,10 @@ impl Cgroup {
             return Some(Self::V2(below(Path::new(ROOT), path)));
         }
         let named = |hierarchy: PathBuf| {
-            (hierarchy.file_name().unwrap_or_default().to_string_lossy().into(), below(&hierarchy, path))
+            (
+                hierarchy.file_name().unwrap_or_default().to_string_lossy().into(),
+                below(&hierarchy, path),
+            )
         };
         Some(Self::V1(hierarchies().ok()?.into_iter().map(named).collect()))
     }
@@ -104,7 +112,9 @@ impl Cgroup {
             Self::V1(paths) => paths.iter().map(|(_, path)| path.as_path()).collect(),
             Self::V2(path) => vec![path],
         };
-        let ours = directories.into_iter().filter(|path| path.file_name().is_some_and(|last| last == name));
+        let ours = directories
+            .into_iter()
+            .filter(|path| path.file_name().is_some_and(|last| last == name));
         ours.filter(|path| std::fs::remove_dir(path).is_err_and(|e| !is_absent(&e))).count() == 0
     }
 
@@ -117,8 +127,10 @@ impl Cgroup {
             }
             pids
         };
-        let held: Vec<_> =
-            inside().into_iter().filter_map(|pid| Some((pid, process::pidfd(pid).ok()??))).collect();
+        let held: Vec<_> = inside()
+            .into_iter()
+            .filter_map(|pid| Some((pid, process::pidfd(pid).ok()??)))
+            .collect();
         if held.is_empty() {
             return;
         }
@@ -129,8 +141,8 @@ impl Cgroup {
         }
     }
 
-    /// Thaws it if it is frozen, whoever froze it. In a frozen v1 cgroup even SIGKILL waits; on v2 it does not, but runc deletes no
-    /// container whose cgroup is frozen.
+    /// Thaws it if it is frozen, whoever froze it. In a frozen v1 cgroup even SIGKILL waits; on v2
+    /// it does not, but runc deletes no container whose cgroup is frozen.
     pub fn thaw(&self) -> io::Result<()> {
         let Some(directory) = self.directory("freezer") else { return Ok(()) };
         let (file, thawed) = match self {
@@ -146,8 +158,8 @@ impl Cgroup {
         }
     }
 
-    /// Thaws the cgroup of v2 whose init has died frozen: SIGKILL reaches it there, and runc deletes no container that looks paused.
-    /// (On v1 a frozen process does not die.)
+    /// Thaws the cgroup of v2 whose init has died frozen: SIGKILL reaches it there, and runc
+    /// deletes no container that looks paused. (On v1 a frozen process does not die.)
     pub fn thaw_dead(&self) -> io::Result<()> {
         match self {
             Self::V1(_) => Ok(()),
@@ -173,13 +185,15 @@ impl Cgroup {
         };
         // cpu and cpuacct may be one hierarchy with two names.
         let mut seen = std::collections::HashSet::new();
-        let is_new =
-            |path: &PathBuf| rustix::fs::stat(path).is_ok_and(|stat| seen.insert((stat.st_dev, stat.st_ino)));
+        let is_new = |path: &PathBuf| {
+            rustix::fs::stat(path).is_ok_and(|stat| seen.insert((stat.st_dev, stat.st_ino)))
+        };
         directories.retain(is_new);
         directories
     }
 
-    /// Which of its directories a process in the cgroups `own` has to join; where it is already, nothing. An error if one is not there.
+    /// Which of its directories a process in the cgroups `own` has to join; where it is already,
+    /// nothing. An error if one is not there.
     pub fn not_joined_by(&self, own: &Self) -> io::Result<Joins> {
         let all: Vec<(&str, &PathBuf)> = match (self, own) {
             (Self::V2(path), Self::V2(same)) if path == same => Vec::new(),
@@ -204,7 +218,9 @@ impl Cgroup {
     /// One of its directories that is there.
     pub fn any_directory(&self) -> Option<&Path> {
         match self {
-            Self::V1(paths) => paths.iter().map(|(_, path)| path.as_path()).find(|path| path.exists()),
+            Self::V1(paths) => {
+                paths.iter().map(|(_, path)| path.as_path()).find(|path| path.exists())
+            }
             Self::V2(path) => Some(path),
         }
     }
@@ -247,7 +263,10 @@ fn parse_v1(text: &str) -> Vec<(Box<str>, PathBuf)> {
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
         if controllers.is_empty() {
             // The v2 hierarchy beside them, where systemd mounts it ("hybrid").
-            paths.push(("".into(), mounts.find("cgroup2", "", &Path::new(ROOT).join("unified"), path)));
+            paths.push((
+                "".into(),
+                mounts.find("cgroup2", "", &Path::new(ROOT).join("unified"), path),
+            ));
             continue;
         }
         for controller in controllers.split(',') {
@@ -268,15 +287,17 @@ struct Mounts(Option<String>);
 const MAX_MOUNTINFO: u64 = 8 << 20;
 
 impl Mounts {
-    /// The directory of a cgroup that /proc/PID/cgroup calls `path`. With a cgroup namespace of our own, or on a host, that is a path below the
-    /// mount. In a container with the host's cgroup namespace it begins with what is the mount's root (proc(5), mountinfo).
+    /// The directory of a cgroup that /proc/PID/cgroup calls `path`. With a cgroup namespace of our
+    /// own, or on a host, that is a path below the mount. In a container with the host's cgroup
+    /// namespace it begins with what is the mount's root (proc(5), mountinfo).
     fn find(&mut self, kind: &str, controller: &str, usual: &Path, path: &str) -> PathBuf {
         let plain = below(usual, path);
         if !path.contains("/..") && plain.exists() {
             return plain;
         }
         let read = || {
-            let text = read_bounded(Path::new("/proc/self/mountinfo"), MAX_MOUNTINFO).unwrap_or_default();
+            let text =
+                read_bounded(Path::new("/proc/self/mountinfo"), MAX_MOUNTINFO).unwrap_or_default();
             String::from_utf8_lossy(&text).into_owned()
         };
         let text = self.0.get_or_insert_with(read);
@@ -285,7 +306,8 @@ impl Mounts {
     }
 }
 
-/// The directory of a cgroup in this mount, if the line of mountinfo is of its hierarchy and shows it.
+/// The directory of a cgroup in this mount, if the line of mountinfo is of its hierarchy and shows
+/// it.
 fn mounted(line: &str, kind: &str, controller: &str, path: &str) -> Option<PathBuf> {
     let (mount, file_system) = line.split_once(" - ")?;
     let mut words = file_system.split(' ');
@@ -310,7 +332,8 @@ fn unescaped(text: &str) -> String {
         .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
 }
 
-/// Whether a cgroup is the first of its hierarchy, which is the host's: only that one has no `cgroup.type` (v2), and a `release_agent` (v1).
+/// Whether a cgroup is the first of its hierarchy, which is the host's: only that one has no
+/// `cgroup.type` (v2), and a `release_agent` (v1).
 fn is_root(directory: &Path) -> bool {
     let has = |file: &str| directory.join(file).exists();
     has("release_agent") || has("cgroup.controllers") && !has("cgroup.type")
@@ -328,13 +351,15 @@ fn hierarchies() -> io::Result<Vec<PathBuf>> {
     Ok(hierarchies)
 }
 
-/// Writes a process, or 0 for whoever writes, into a cgroup's list of processes or tasks, which is there.
+/// Writes a process, or 0 for whoever writes, into a cgroup's list of processes or tasks, which is
+/// there.
 pub fn enter(list: &Path, pid: u32) -> io::Result<()> {
     let mut list = std::fs::OpenOptions::new().write(true).open(list)?;
     io::Write::write_all(&mut list, pid.to_string().as_bytes())
 }
 
-/// Puts a process into a cgroup that exists: on v1 in every hierarchy where the path does (at least one), on v2 in the one.
+/// Puts a process into a cgroup that exists: on v1 in every hierarchy where the path does (at least
+/// one), on v2 in the one.
 pub fn join(pid: u32, cgroup: &str) -> io::Result<()> {
     if cgroup.contains("..") || cgroup.contains('\0') {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "invalid cgroup path"));
@@ -351,7 +376,11 @@ pub fn join(pid: u32, cgroup: &str) -> io::Result<()> {
             joined = true;
         }
     }
-    if joined { Ok(()) } else { Err(io::Error::new(io::ErrorKind::NotFound, "cgroup deleted or never made")) }
+    if joined {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::NotFound, "cgroup deleted or never made"))
+    }
 }
 
 #[cfg(test)]
@@ -415,7 +444,10 @@ mod tests {
         assert_eq!((joined, unified), (vec!["/proc".into()], None));
         assert!(joins(v1("/sys", "/cleat-none"), v1("/sys", "/dev")).is_err());
         // One hierarchy that is mounted nowhere does no harm while nobody has to move in it.
-        assert_eq!(joins(v1("/cleat-none", "/dev"), v1("/cleat-none", "/dev")).unwrap(), Joins::default());
+        assert_eq!(
+            joins(v1("/cleat-none", "/dev"), v1("/cleat-none", "/dev")).unwrap(),
+            Joins::default()
+        );
         assert_eq!(
             joins(Cgroup::V2("/sys".into()), Cgroup::V2("/dev".into())).unwrap().unified,
             Some("/sys".into())
@@ -432,7 +464,8 @@ mod tests {
             }
         }
         let own = Cgroup::of_process(std::process::id()).unwrap();
-        let below = own.directories().into_iter().find(|path| !hierarchies().unwrap().contains(path));
+        let below =
+            own.directories().into_iter().find(|path| !hierarchies().unwrap().contains(path));
         assert!(below.is_none_or(|path| !is_root(&path)));
     }
 

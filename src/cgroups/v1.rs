@@ -8,8 +8,8 @@ use super::{
 use crate::{
     bundle::read_bounded,
     protocol::stats_v1::{
-        BlkioEntry, BlkioStat, CpuStat, CpuUsage, HugetlbStat, MemoryEntry, MemoryOomControl, MemoryStat,
-        Metrics, PidsStat, Throttle,
+        BlkioEntry, BlkioStat, CpuStat, CpuUsage, HugetlbStat, MemoryEntry, MemoryOomControl,
+        MemoryStat, Metrics, PidsStat, Throttle,
     },
     sys::process::clock_ticks,
 };
@@ -156,7 +156,8 @@ fn hugetlb(directory: &Path) -> Vec<HugetlbStat> {
         .collect()
 }
 
-/// From the CFQ scheduler's files where the kernel has them (before 5.0) and they say something, else from the throttle's.
+/// From the CFQ scheduler's files where the kernel has them (before 5.0) and they say something,
+/// else from the throttle's.
 fn blkio(files: &Files) -> BlkioStat {
     let devices = LazyCell::new(devices);
     let name_of = |number: (u64, u64)| devices.get(&number).cloned().unwrap_or_default();
@@ -221,7 +222,8 @@ mod tests {
             std::fs::write(dir.path().join(name), text).unwrap();
         }
         let paths = ["memory", "pids", "cpu", "cpuacct", "blkio"];
-        let cgroup = Cgroup::V1(paths.iter().map(|c| ((*c).into(), dir.path().to_owned())).collect());
+        let cgroup =
+            Cgroup::V1(paths.iter().map(|c| ((*c).into(), dir.path().to_owned())).collect());
         (dir, cgroup)
     }
 

@@ -1,13 +1,15 @@
-//! Figures of cgroup v2, every field that containerd/cgroups fills (`cgroup2/manager.go`, `cgroup2/utils.go`).
-//! Kernel documentation: admin-guide/cgroup-v2.rst.
+//! Figures of cgroup v2, every field that containerd/cgroups fills (`cgroup2/manager.go`,
+//! `cgroup2/utils.go`). Kernel documentation: admin-guide/cgroup-v2.rst.
 
 use super::files::{Files, pairs, rdma};
 use crate::protocol::stats_v2::{
-    CpuStat, HugetlbStat, IoEntry, IoStat, MemoryEvents, MemoryStat, Metrics, PidsStat, PsiData, PsiStats,
+    CpuStat, HugetlbStat, IoEntry, IoStat, MemoryEvents, MemoryStat, Metrics, PidsStat, PsiData,
+    PsiStats,
 };
 use std::{path::Path, sync::OnceLock};
 
-/// Reads all figures; what the kernel does not offer is zero or left out. `max` is the largest number, as upstream has it.
+/// Reads all figures; what the kernel does not offer is zero or left out. `max` is the largest
+/// number, as upstream has it.
 pub(super) fn metrics(directory: &Path) -> Metrics {
     let files = &Files::of(directory);
     let file = |name: &str| files.number(name).unwrap_or(0);
@@ -104,7 +106,8 @@ fn memory_events(files: &Files) -> Option<MemoryEvents> {
     })
 }
 
-/// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same with `full`. `None` where the kernel keeps no pressure (psi=0).
+/// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same with `full`. `None` where the
+/// kernel keeps no pressure (psi=0).
 fn pressure(files: &Files, file: &str) -> Option<PsiStats> {
     let text = files.text(file)?;
     let line = |name: &str| {
@@ -129,8 +132,11 @@ fn io(files: &Files) -> Vec<IoEntry> {
     let entry = |line: &str| {
         let (device, figures) = line.split_once(' ')?;
         let (major, minor) = device.split_once(':')?;
-        let mut entry =
-            IoEntry { major: major.parse().ok()?, minor: minor.parse().ok()?, ..IoEntry::default() };
+        let mut entry = IoEntry {
+            major: major.parse().ok()?,
+            minor: minor.parse().ok()?,
+            ..IoEntry::default()
+        };
         for (key, value) in figures.split(' ').filter_map(|word| word.split_once('=')) {
             let Ok(value) = value.parse() else { continue };
             match key {
@@ -172,7 +178,13 @@ fn page_sizes() -> &'static [u64] {
     SIZES.get_or_init(|| {
         let Ok(entries) = std::fs::read_dir("/sys/kernel/mm/hugepages") else { return Vec::new() };
         let kib = |entry: std::fs::DirEntry| {
-            entry.file_name().to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok()
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse::<u64>()
+                .ok()
         };
         let mut sizes: Vec<u64> = entries.flatten().filter_map(kib).collect();
         sizes.sort_unstable();
@@ -194,7 +206,10 @@ mod tests {
             ("memory.current", "100\n"),
             ("memory.max", "max\n"),
             ("memory.events", "low 0\nmax 4\noom_kill 2\n"),
-            ("io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 new=6\n8:16\n253:0 rbytes=x\n"),
+            (
+                "io.stat",
+                "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 new=6\n8:16\n253:0 rbytes=x\n",
+            ),
             ("pids.current", ""),
             ("rdma.current", "mlx5_0 hca_handle=2 hca_object=max\n"),
         ] {

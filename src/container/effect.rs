@@ -12,7 +12,8 @@ pub enum Effect {
     AnswerWaiters(Option<Id>, Exit),
     /// Kill what is left of a container without a pid namespace of its own, then report `Cleared`.
     KillAll,
-    /// The init is dead: runtime calls that start it or its execs get a moment to end by themselves, then are killed.
+    /// The init is dead: runtime calls that start it or its execs get a moment to end by
+    /// themselves, then are killed.
     CutStartsShort,
     /// Write the init's exit into the bundle.
     RecordExit(Exit),

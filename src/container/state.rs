@@ -61,7 +61,8 @@ pub enum Status {
 /// One process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// Pid in the shim's pid namespace; 0: not born. A created container's init is born, unless Start is to restore it from a checkpoint.
+    /// Pid in the shim's pid namespace; 0: not born. A created container's init is born, unless
+    /// Start is to restore it from a checkpoint.
     pub pid: u32,
     /// Its channels.
     pub stdio: Stdio,
@@ -123,7 +124,13 @@ pub struct Container {
 
 impl Container {
     /// A container that the runtime has just created.
-    pub fn new(id: Id, bundle: PathBuf, pid: u32, stdio: Stdio, pid_namespace: PidNamespace) -> Self {
+    pub fn new(
+        id: Id,
+        bundle: PathBuf,
+        pid: u32,
+        stdio: Stdio,
+        pid_namespace: PidNamespace,
+    ) -> Self {
         Self {
             id,
             bundle,
@@ -142,7 +149,8 @@ impl Container {
         self.held.is_some() || self.init.exit.is_some()
     }
 
-    /// What those hear who wait for the end of a process: its exit, or that it was not to be started.
+    /// What those hear who wait for the end of a process: its exit, or that it was not to be
+    /// started.
     pub fn outcome(&self, exec: Option<&Id>) -> Option<Exit> {
         match exec {
             None => self.init.exit,

@@ -1,7 +1,9 @@
 //! (state, event) → (state, effects) or the sentence of a refusal. Sentences are containerd's
 //! (v2.3.4 `cmd/containerd-shim-runc-v2/process/{init,exec}_state.go`): clients match on them.
 
-use super::{Container, Effect, Exec, ExecPhase, Exit, Notice, PidNamespace, Process, Status, Stdio};
+use super::{
+    Container, Effect, Exec, ExecPhase, Exit, Notice, PidNamespace, Process, Status, Stdio,
+};
 use crate::id::Id;
 
 /// What has happened, or is asked for (`…Requested`, the only ones that are refused).
@@ -9,7 +11,8 @@ use crate::id::Id;
 pub enum Event {
     /// Start of the init.
     StartRequested,
-    /// `runtime restore` went well: the init of a container that is made from a checkpoint has been born.
+    /// `runtime restore` went well: the init of a container that is made from a checkpoint has been
+    /// born.
     Restored {
         /// Its pid.
         pid: u32,
@@ -146,7 +149,9 @@ impl Container {
                 }
                 self.release(&mut effects);
             }
-            Event::ExecRequested { exec, stdio, spec } => self.add_exec(exec, stdio, spec, &mut effects)?,
+            Event::ExecRequested { exec, stdio, spec } => {
+                self.add_exec(exec, stdio, spec, &mut effects)?
+            }
             Event::ExecStartRequested(exec) => self.request_exec_start(&exec)?,
             Event::ExecStarted { exec, pid } => {
                 if let Some(e) = self.execs.get_mut(&exec) {
@@ -157,7 +162,8 @@ impl Container {
                 effects.push(Effect::Publish(Notice::ExecStarted { exec, pid }));
             }
             Event::ExecStartFailed { exec, exit } => {
-                // As with Go's shim it is what it was before. Who waits for its end is answered all the same.
+                // As with Go's shim it is what it was before. Who waits for its end is answered all
+                // the same.
                 if let Some(e) = self.execs.get_mut(&exec)
                     && e.phase == ExecPhase::Starting
                 {
@@ -198,17 +204,23 @@ impl Container {
             // The container stopped while the call was under way.
             Event::PauseFailed | Event::Resumed => {}
             Event::CheckpointRequested => match self.status {
-                Status::Created | Status::Starting => return Err(Refusal::Created("checkpoint a task")),
+                Status::Created | Status::Starting => {
+                    return Err(Refusal::Created("checkpoint a task"));
+                }
                 Status::Stopped => return Err(refused("checkpoint", "stopped", "container")),
                 Status::Deleting | Status::Deleted => {
                     return Err(refused("checkpoint", "deleted", "process"));
                 }
                 Status::Running | Status::Pausing | Status::Paused | Status::Resuming => {}
             },
-            Event::Checkpointed { image } => effects.push(Effect::Publish(Notice::Checkpointed { image })),
+            Event::Checkpointed { image } => {
+                effects.push(Effect::Publish(Notice::Checkpointed { image }))
+            }
             Event::UpdateRequested => match self.status {
                 Status::Stopped => return Err(refused("update", "stopped", "container")),
-                Status::Deleting | Status::Deleted => return Err(refused("update", "deleted", "process")),
+                Status::Deleting | Status::Deleted => {
+                    return Err(refused("update", "deleted", "process"));
+                }
                 _ => {}
             },
             Event::DeleteRequested => self.request_delete()?,
@@ -229,7 +241,11 @@ impl Container {
                 if let Some(e) = self.execs.get_mut(&exec)
                     && e.phase == ExecPhase::Deleting
                 {
-                    e.phase = if e.process.exit.is_some() { ExecPhase::Stopped } else { ExecPhase::Added };
+                    e.phase = if e.process.exit.is_some() {
+                        ExecPhase::Stopped
+                    } else {
+                        ExecPhase::Added
+                    };
                 }
             }
         }
@@ -239,12 +255,16 @@ impl Container {
     fn request_start(&mut self) -> Result<(), Refusal> {
         self.status = match self.status {
             Status::Created if !self.init_has_exited() => Status::Starting,
-            Status::Created | Status::Stopped => return Err(refused("start", "stopped", "process")),
+            Status::Created | Status::Stopped => {
+                return Err(refused("start", "stopped", "process"));
+            }
             Status::Starting | Status::Running | Status::Pausing | Status::Resuming => {
                 return Err(refused("start", "running", "process"));
             }
             Status::Paused => return Err(refused("start", "paused", "process")),
-            Status::Deleting | Status::Deleted => return Err(refused("start", "deleted", "process")),
+            Status::Deleting | Status::Deleted => {
+                return Err(refused("start", "deleted", "process"));
+            }
         };
         Ok(())
     }
@@ -260,14 +280,19 @@ impl Container {
             return Err(Refusal::ExecExists(exec));
         }
         match self.status {
-            Status::Paused | Status::Pausing | Status::Resuming => return Err(Refusal::Exec("paused")),
+            Status::Paused | Status::Pausing | Status::Resuming => {
+                return Err(Refusal::Exec("paused"));
+            }
             Status::Stopped => return Err(Refusal::Exec("stopped")),
             Status::Deleting | Status::Deleted => return Err(Refusal::Exec("deleted")),
-            Status::Created | Status::Starting if self.init.pid == 0 => return Err(Refusal::Exec("created")),
+            Status::Created | Status::Starting if self.init.pid == 0 => {
+                return Err(Refusal::Exec("created"));
+            }
             Status::Created | Status::Starting | Status::Running => {}
         }
         let process = Process { pid: 0, stdio, exit: None };
-        self.execs.insert(exec.clone(), Exec { process, phase: ExecPhase::Added, spec, failed: None });
+        self.execs
+            .insert(exec.clone(), Exec { process, phase: ExecPhase::Added, spec, failed: None });
         effects.push(Effect::Publish(Notice::ExecAdded(exec)));
         Ok(())
     }
@@ -276,8 +301,12 @@ impl Container {
         let entry = self.execs.get_mut(exec).ok_or_else(|| Refusal::NoExec(exec.clone()))?;
         match entry.phase {
             ExecPhase::Added => {}
-            ExecPhase::Starting | ExecPhase::Running => return Err(refused("start", "running", "process")),
-            ExecPhase::Stopped | ExecPhase::Deleting => return Err(refused("start", "stopped", "process")),
+            ExecPhase::Starting | ExecPhase::Running => {
+                return Err(refused("start", "running", "process"));
+            }
+            ExecPhase::Stopped | ExecPhase::Deleting => {
+                return Err(refused("start", "stopped", "process"));
+            }
         }
         if self.held.is_some() || self.init.exit.is_some() {
             return Err(Refusal::InitGone(self.id.clone()));
@@ -295,7 +324,9 @@ impl Container {
                 return Err(refused("pause", "paused", "container"));
             }
             Status::Stopped => return Err(refused("pause", "stopped", "container")),
-            Status::Deleting | Status::Deleted => return Err(refused("pause", "deleted", "process")),
+            Status::Deleting | Status::Deleted => {
+                return Err(refused("pause", "deleted", "process"));
+            }
         };
         Ok(())
     }
@@ -308,7 +339,9 @@ impl Container {
                 return Err(refused("resume", "running", "process"));
             }
             Status::Stopped => return Err(refused("resume", "stopped", "container")),
-            Status::Deleting | Status::Deleted => return Err(refused("resume", "deleted", "process")),
+            Status::Deleting | Status::Deleted => {
+                return Err(refused("resume", "deleted", "process"));
+            }
         };
         Ok(())
     }
@@ -328,7 +361,8 @@ impl Container {
     }
 
     fn finish_delete(&mut self, effects: &mut Effects) {
-        // Deleted before it ran: its end may not have been reaped yet, and the exit comes before the delete.
+        // Deleted before it ran: its end may not have been reaped yet, and the exit comes before
+        // the delete.
         if let Some(exit) = self.held.take() {
             self.publish_init_exit(exit, effects);
         }
@@ -426,7 +460,10 @@ mod tests {
     }
 
     fn published(effects: &[Effect]) -> Vec<&Notice> {
-        effects.iter().filter_map(|e| if let Effect::Publish(n) = e { Some(n) } else { None }).collect()
+        effects
+            .iter()
+            .filter_map(|e| if let Effect::Publish(n) = e { Some(n) } else { None })
+            .collect()
     }
 
     #[test]
@@ -508,7 +545,8 @@ mod tests {
 
     #[test]
     fn a_checkpoint_is_born_at_its_start() {
-        let mut c = Container::new(id("c"), "/b".into(), 0, Stdio::default(), PidNamespace::Private);
+        let mut c =
+            Container::new(id("c"), "/b".into(), 0, Stdio::default(), PidNamespace::Private);
         assert_eq!(c.apply(added("x")).unwrap_err().to_string(), "cannot exec in a created state");
         c.apply(Event::StartRequested).unwrap();
         c.apply(Event::StartFailed).unwrap();
@@ -546,8 +584,9 @@ mod tests {
         DeleteExec(Id),
     }
 
-    /// A world that obeys the kernel and the runtime, and otherwise does what it likes: any number of calls at a time, ended in any order,
-    /// well or badly, before or after the death of who they were about. Checks what it is told.
+    /// A world that obeys the kernel and the runtime, and otherwise does what it likes: any number
+    /// of calls at a time, ended in any order, well or badly, before or after the death of who they
+    /// were about. Checks what it is told.
     struct World {
         container: Container,
         init_alive: bool,
@@ -604,11 +643,17 @@ mod tests {
                             }
                             Effect::KillAll => self.kill_alls += 1,
                             Effect::RecordExit(_) => self.records += 1,
-                            Effect::CutStartsShort => assert!(!self.init_alive, "only for a dead init"),
+                            Effect::CutStartsShort => {
+                                assert!(!self.init_alive, "only for a dead init")
+                            }
                         }
                     }
                     let json = serde_json::to_vec(&self.container).unwrap();
-                    assert_eq!(self.container, serde_json::from_slice(&json).unwrap(), "state is plain data");
+                    assert_eq!(
+                        self.container,
+                        serde_json::from_slice(&json).unwrap(),
+                        "state is plain data"
+                    );
                     true
                 }
             }
@@ -627,9 +672,15 @@ mod tests {
             match choice % 18 {
                 0 => self.request(Event::StartRequested, Call::Start),
                 1 | 2 => {
-                    self.apply(Event::ExecRequested { exec, stdio: Stdio::default(), spec: vec![1] });
+                    self.apply(Event::ExecRequested {
+                        exec,
+                        stdio: Stdio::default(),
+                        spec: vec![1],
+                    });
                 }
-                3 | 4 => self.request(Event::ExecStartRequested(exec.clone()), Call::StartExec(exec)),
+                3 | 4 => {
+                    self.request(Event::ExecStartRequested(exec.clone()), Call::StartExec(exec))
+                }
                 5 => self.request(Event::PauseRequested, Call::Pause),
                 6 => self.request(Event::ResumeRequested, Call::Resume),
                 7 => self.request(Event::CheckpointRequested, Call::Checkpoint),
@@ -645,7 +696,9 @@ mod tests {
                 16 if self.container.clearing => self.clear(),
                 17 if which.is_multiple_of(2) => self.wait(None),
                 17 => self.wait(Some(exec)),
-                _ if self.init_alive || !self.live_execs.is_empty() => drop(self.apply(Event::OomKilled)),
+                _ if self.init_alive || !self.live_execs.is_empty() => {
+                    drop(self.apply(Event::OomKilled))
+                }
                 _ => {}
             }
         }
@@ -669,7 +722,9 @@ mod tests {
                 Call::Start => drop(self.apply(Event::StartFailed)),
                 // A dead init's pid namespace takes nobody in.
                 Call::StartExec(exec)
-                    if well && (self.init_alive || self.container.pid_namespace == PidNamespace::Shared) =>
+                    if well
+                        && (self.init_alive
+                            || self.container.pid_namespace == PidNamespace::Shared) =>
                 {
                     let pid = self.next_pid;
                     self.next_pid += 1;
@@ -681,12 +736,19 @@ mod tests {
                     let answered = self.is_deleted || !self.waiting.contains_key(&Some(exec));
                     assert!(answered, "who waits for it is answered");
                 }
-                Call::Pause => drop(self.apply(if well { Event::Paused } else { Event::PauseFailed })),
-                Call::Resume => drop(self.apply(if well { Event::Resumed } else { Event::ResumeFailed })),
-                Call::Checkpoint if well => drop(self.apply(Event::Checkpointed { image: String::new() })),
+                Call::Pause => {
+                    drop(self.apply(if well { Event::Paused } else { Event::PauseFailed }))
+                }
+                Call::Resume => {
+                    drop(self.apply(if well { Event::Resumed } else { Event::ResumeFailed }))
+                }
+                Call::Checkpoint if well => {
+                    drop(self.apply(Event::Checkpointed { image: String::new() }))
+                }
                 Call::Checkpoint => {}
                 Call::Delete if well => {
-                    // The runtime has killed an init that never ran; its end is reaped before or after.
+                    // The runtime has killed an init that never ran; its end is reaped before or
+                    // after.
                     self.end_init();
                     if self.container.clearing {
                         self.clear();
@@ -752,7 +814,12 @@ mod tests {
 
         fn check(&self) {
             let position = |wanted: &dyn Fn(&Notice) -> bool| {
-                self.told.iter().enumerate().filter(|(_, n)| wanted(n)).map(|(i, _)| i).collect::<Vec<_>>()
+                self.told
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, n)| wanted(n))
+                    .map(|(i, _)| i)
+                    .collect::<Vec<_>>()
             };
             let ran = u32::from(self.container.init.pid != 0);
             let init_exit = position(&|n| matches!(n, Notice::Exit { exec: None, .. }));
@@ -769,17 +836,32 @@ mod tests {
             let exec_exits = position(&|n| matches!(n, Notice::Exit { exec: Some(_), .. }));
             assert!(exec_exits.iter().all(|e| *e < last), "the init's exit is the last");
             let exec_starts = position(&|n| matches!(n, Notice::ExecStarted { .. }));
-            assert_eq!(exec_starts.len(), exec_exits.len(), "every exec that started has exited once");
+            assert_eq!(
+                exec_starts.len(),
+                exec_exits.len(),
+                "every exec that started has exited once"
+            );
             for (i, notice) in self.told.iter().enumerate() {
                 if let Notice::Exit { exec: Some(exec), pid, .. } = notice {
-                    let started = |n: &Notice| matches!(n, Notice::ExecStarted { exec: e, pid: p } if (e, p) == (exec, pid));
+                    let started = |n: &Notice| match n {
+                        Notice::ExecStarted { exec: e, pid: p } => (e, p) == (exec, pid),
+                        _ => false,
+                    };
                     assert!(self.told[..i].iter().any(started), "exec-started before its exit");
                 }
             }
             let deletes = position(&|n| matches!(n, Notice::Delete { .. }));
-            assert_eq!(deletes, [self.told.len() - 1], "one delete, and it is the last: {:?}", self.told);
+            assert_eq!(
+                deletes,
+                [self.told.len() - 1],
+                "one delete, and it is the last: {:?}",
+                self.told
+            );
             // What never ran has no end; who waits hears that it is gone.
-            assert!(ran == 0 || !self.waiting.contains_key(&None), "who waits for the init is answered");
+            assert!(
+                ran == 0 || !self.waiting.contains_key(&None),
+                "who waits for the init is answered"
+            );
         }
     }
 
@@ -789,7 +871,10 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(histories()) })]
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::with_cases(histories())
+        })]
 
         #[test]
         fn events_keep_their_order_whatever_happens(

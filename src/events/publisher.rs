@@ -48,7 +48,10 @@ impl Publisher {
                 Err(e) => {
                     connection = None;
                     if !complained {
-                        log::warn!("forward event: {e}; waiting for containerd waiting={}", self.queue.len());
+                        log::warn!(
+                            "forward event: {e}; waiting for containerd waiting={}",
+                            self.queue.len()
+                        );
                     }
                     complained = true;
                     tokio::time::sleep(pause).await;
@@ -82,8 +85,9 @@ impl Publisher {
         Ok(())
     }
 
-    /// Waits for the answer as long as the connection may still bring one. A containerd that is stopped answers nobody: its
-    /// request lies in the socket, and sending it again would publish it twice. One that answers a probe, but not us, has lost it.
+    /// Waits for the answer as long as the connection may still bring one. A containerd that is
+    /// stopped answers nobody: its request lies in the socket, and sending it again would publish
+    /// it twice. One that answers a probe, but not us, has lost it.
     async fn answer(&self, connection: &mut Connection, stream: u32) -> io::Result<rpc::Reply> {
         let mut probe = None;
         loop {
@@ -94,7 +98,8 @@ impl Publisher {
                         return Ok(reply);
                     }
                     if Some(id) == probe {
-                        // Answers may overtake each other: one more round of patience, then the request counts as lost.
+                        // Answers may overtake each other: one more round of patience, then the
+                        // request counts as lost.
                         return match tokio::time::timeout(PATIENCE, connection.receive()).await {
                             Ok(Ok((id, reply))) if id == stream => Ok(reply),
                             Ok(Err(e)) => Err(e),
@@ -102,7 +107,9 @@ impl Publisher {
                         };
                     }
                 }
-                Err(_) if probe.is_none() => probe = Some(connection.send(SERVICE, PROBE, &[], None).await?),
+                Err(_) if probe.is_none() => {
+                    probe = Some(connection.send(SERVICE, PROBE, &[], None).await?)
+                }
                 Err(_) => {}
             }
         }

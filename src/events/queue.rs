@@ -14,15 +14,17 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// Envelopes that are kept while containerd is away. One is 200 to 300 bytes, so some 5 MiB. Beyond it the oldest event that can
-/// be derived from others makes room (see [`Topic::can_be_derived`]); an exit, an OOM kill or a delete is never dropped.
+/// Envelopes that are kept while containerd is away. One is 200 to 300 bytes, so some 5 MiB. Beyond
+/// it the oldest event that can be derived from others makes room (see [`Topic::can_be_derived`]);
+/// an exit, an OOM kill or a delete is never dropped.
 const BOUND: usize = 16_384;
 /// Events that are kept for those who follow what happens. Who asks too seldom misses the oldest.
 const KEPT: usize = 1024;
 /// How long they are kept though nobody asks any more.
 const INTEREST: Duration = Duration::from_secs(60);
 
-/// What an event says; the name on the wire is `/tasks/…` (containerd v2.3.4 `core/runtime/events.go`).
+/// What an event says; the name on the wire is `/tasks/…` (containerd v2.3.4
+/// `core/runtime/events.go`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
     /// Created.
@@ -78,7 +80,8 @@ impl Topic {
         }
     }
 
-    /// Whether whoever misses it still learns the outcome from the events that follow or from State.
+    /// Whether whoever misses it still learns the outcome from the events that follow or from
+    /// State.
     fn can_be_derived(self) -> bool {
         !matches!(self, Self::Exit | Self::Delete | Self::Oom)
     }
@@ -160,7 +163,9 @@ impl EventQueue {
 
     fn keep_for_followers(&self, event: &Queued) {
         let mut followed = self.followed.borrow_mut();
-        if let Some(Followed { events, .. }) = followed.as_mut().filter(|f| f.asked.elapsed() < INTEREST) {
+        if let Some(Followed { events, .. }) =
+            followed.as_mut().filter(|f| f.asked.elapsed() < INTEREST)
+        {
             if events.len() == KEPT {
                 events.pop_front();
             }
@@ -170,8 +175,9 @@ impl EventQueue {
         }
     }
 
-    /// Events from number `from` on (0: those that are not acknowledged), what to ask for next, and how many are missing. Waits at most `patience` for the
-    /// first one. From the first question on events are kept, acknowledged or not, as long as the questions do not stop for a minute.
+    /// Events from number `from` on (0: those that are not acknowledged), what to ask for next, and
+    /// how many are missing. Waits at most `patience` for the first one. From the first question on
+    /// events are kept, acknowledged or not, as long as the questions do not stop for a minute.
     pub async fn follow(&self, from: u64, patience: Duration) -> inspect::EventsResponse {
         let deadline = Instant::now() + patience;
         let followed = Followed { asked: Instant::now(), events: VecDeque::new() };
@@ -193,8 +199,10 @@ impl EventQueue {
         let queued = self.queued.borrow();
         // What is not acknowledged is kept anyway.
         let is_queued = from == 0 || queued.front().is_some_and(|first| first.number <= from);
-        let kept = followed.as_ref().filter(|_| !is_queued).map_or(&*queued, |followed| &followed.events);
-        let wanted: Vec<&Queued> = kept.iter().filter(|event| event.number >= from).take(KEPT).collect();
+        let kept =
+            followed.as_ref().filter(|_| !is_queued).map_or(&*queued, |followed| &followed.events);
+        let wanted: Vec<&Queued> =
+            kept.iter().filter(|event| event.number >= from).take(KEPT).collect();
         let first = wanted.first().map_or(self.next.get(), |event| event.number);
         inspect::EventsResponse {
             next: wanted.last().map_or(self.next.get(), |event| event.number + 1),
@@ -205,7 +213,8 @@ impl EventQueue {
 
     /// Figures for people.
     pub fn figures(&self) -> inspect::EventQueue {
-        let oldest = self.queued.borrow().front().and_then(unpack).and_then(|event| event.timestamp);
+        let oldest =
+            self.queued.borrow().front().and_then(unpack).and_then(|event| event.timestamp);
         inspect::EventQueue {
             waiting: self.len() as u64,
             acknowledged: self.acknowledged.get(),
@@ -298,12 +307,18 @@ mod tests {
         let queue = EventQueue::new("ns");
         queue.push(Topic::Create, &event());
         let first = now(queue.follow(0, Duration::ZERO));
-        assert_eq!((first.events.len(), first.events[0].topic.as_str(), first.next), (1, "/tasks/create", 2));
+        assert_eq!(
+            (first.events.len(), first.events[0].topic.as_str(), first.next),
+            (1, "/tasks/create", 2)
+        );
         queue.acknowledge(1);
         queue.push(Topic::Start, &event());
         queue.acknowledge(2);
         let then = now(queue.follow(first.next, Duration::from_secs(5)));
-        assert_eq!((then.events.len(), then.events[0].number, then.next, then.missed), (1, 2, 3, 0));
+        assert_eq!(
+            (then.events.len(), then.events[0].number, then.next, then.missed),
+            (1, 2, 3, 0)
+        );
         assert_eq!(now(queue.follow(then.next, Duration::from_millis(1))).events, []);
         for number in 0..KEPT + 10 {
             queue.push(Topic::Exit, &event());

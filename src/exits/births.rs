@@ -36,7 +36,8 @@ impl Births {
     }
 }
 
-/// A birth goes on as long as this lives: drop it when the new process is watched, or when it is known that there is none.
+/// A birth goes on as long as this lives: drop it when the new process is watched, or when it is
+/// known that there is none.
 pub struct BirthGuard {
     births: Rc<Births>,
     number: u64,

@@ -33,10 +33,12 @@ use tokio::{
 
 /// Children reaped in one go before the loop gets its turn.
 const BATCH: usize = 512;
-/// How long we rely on SIGCHLD while an end is expected: a runtime call goes on, a signal was sent, a reaping failed.
+/// How long we rely on SIGCHLD while an end is expected: a runtime call goes on, a signal was sent,
+/// a reaping failed.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often orphans are looked for in /proc while something is being born: that costs as much as a call.
+/// How often orphans are looked for in /proc while something is being born: that costs as much as a
+/// call.
 const ORPHAN_LOOK: Duration = Duration::from_millis(100);
 
 /// How long the file system of a program may take to give it out.
@@ -69,7 +71,8 @@ enum Owner {
 }
 
 struct Watched {
-    /// `None` on kernels without pidfds, or without a free descriptor: then the pid must do, which is safe as long as it is unreaped.
+    /// `None` on kernels without pidfds, or without a free descriptor: then the pid must do, which
+    /// is safe as long as it is unreaped.
     pidfd: Option<OwnedFd>,
     owner: Owner,
 }
@@ -92,14 +95,16 @@ pub struct Reaper {
 
 /// The right to start one program.
 ///
-/// We stand still until the child has become the program, 10 ms and more on a busy node. In a burst other work goes between any two.
+/// We stand still until the child has become the program, 10 ms and more on a busy node. In a burst
+/// other work goes between any two.
 pub struct Turn<'a> {
     reaper: &'a Reaper,
     _held: MutexGuard<'a, ()>,
 }
 
 impl Turn<'_> {
-    /// Starts a program that dies with us and is to end soon, with these descriptors as 3, 4 …; its pid, and its exit status.
+    /// Starts a program that dies with us and is to end soon, with these descriptors as 3, 4 …; its
+    /// pid, and its exit status.
     pub async fn start(
         self,
         program: &Program,
@@ -125,7 +130,8 @@ impl Turn<'_> {
         Ok((pid, ended))
     }
 
-    /// The same for a program that lives as long as its container, and longer than us if need be. Its streams are /dev/null.
+    /// The same for a program that lives as long as its container, and longer than us if need be.
+    /// Its streams are /dev/null.
     pub async fn start_lasting(
         self,
         program: &Program,
@@ -135,7 +141,8 @@ impl Turn<'_> {
         Ok((pid, self.watched(pid, false).await))
     }
 
-    /// The same for one whose file may lie on a file system that hangs ([`Program::start_lasting_apart`]).
+    /// The same for one whose file may lie on a file system that hangs
+    /// ([`Program::start_lasting_apart`]).
     pub async fn start_apart(
         self,
         program: &Program,
@@ -185,12 +192,14 @@ impl Reaper {
         Ok(())
     }
 
-    /// Watches a child that we have just started and that is to end soon; the future is its exit status.
+    /// Watches a child that we have just started and that is to end soon; the future is its exit
+    /// status.
     pub fn watch_child(&self, pid: u32) -> impl Future<Output = ExitStatus> + use<> {
         self.watch(pid, true)
     }
 
-    /// Waits until a child that was started apart has become its program, or has failed: that comes through the pipe.
+    /// Waits until a child that was started apart has become its program, or has failed: that comes
+    /// through the pipe.
     async fn becomes_program(&self, pid: u32, told: OwnedFd) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&told, true)?;
         let told = fd::watch(Rc::new(told), Interest::READABLE)?;
@@ -220,12 +229,15 @@ impl Reaper {
         let (sender, receiver) = oneshot::channel();
         // Without a descriptor (EMFILE) the pid of our own unreaped child is as good.
         let pidfd = process::pidfd(pid).ok().flatten();
-        self.watched.borrow_mut().insert(pid, Watched { pidfd, owner: Owner::Child(sender, is_brief) });
+        self.watched
+            .borrow_mut()
+            .insert(pid, Watched { pidfd, owner: Owner::Child(sender, is_brief) });
         self.again.notify_one();
         async move { receiver.await.unwrap_or(255) }
     }
 
-    /// Sends a signal to a watched child of ours, never to a container's process: whoever has kept a number too long must not meet one.
+    /// Sends a signal to a watched child of ours, never to a container's process: whoever has kept
+    /// a number too long must not meet one.
     pub fn signal_child(&self, pid: u32, signal: i32) {
         let is_child = |watched: &Watched| matches!(watched.owner, Owner::Child(..));
         if self.watched.borrow().get(&pid).is_some_and(is_child) {
@@ -233,9 +245,11 @@ impl Reaper {
         }
     }
 
-    /// Whether a watched child of ours is about to end: it has closed its descriptors, and its exit will be reaped in a moment.
+    /// Whether a watched child of ours is about to end: it has closed its descriptors, and its exit
+    /// will be reaped in a moment.
     pub fn is_ending(&self, pid: u32) -> bool {
-        self.watched.borrow().contains_key(&pid) && flags(pid).is_none_or(|flags| flags & PF_EXITING != 0)
+        self.watched.borrow().contains_key(&pid)
+            && flags(pid).is_none_or(|flags| flags & PF_EXITING != 0)
     }
 
     /// Sends a signal to a container's process: exactly to it, through its pidfd.
@@ -265,11 +279,14 @@ impl Reaper {
         entry.pidfd.as_ref()?.try_clone().ok()
     }
 
-    /// Kills what a failed birth has left running: children that nobody watches and that are younger than it. Not while others
-    /// are being born: one of theirs it might be. Call it only if no orphans of the container can come to us.
+    /// Kills what a failed birth has left running: children that nobody watches and that are
+    /// younger than it. Not while others are being born: one of theirs it might be. Call it only if
+    /// no orphans of the container can come to us.
     pub fn kill_unclaimed(&self, birth: &BirthGuard) {
         if self.births.count() != 1 {
-            return log::warn!("what a runtime call without a pid has started cannot be told from others");
+            return log::warn!(
+                "what a runtime call without a pid has started cannot be told from others"
+            );
         }
         let since = in_ticks(birth.begun());
         for pid in children() {
@@ -282,19 +299,25 @@ impl Reaper {
         }
     }
 
-    /// Children that nobody watches and whose command line has this word: what a runtime call that was killed has left behind.
+    /// Children that nobody watches and whose command line has this word: what a runtime call that
+    /// was killed has left behind.
     pub fn unclaimed_with(&self, word: &str) -> Vec<u32> {
         let named = |pid: &u32| {
-            let bytes =
-                read_bounded(&PathBuf::from(format!("/proc/{pid}/cmdline")), 64 << 10).unwrap_or_default();
+            let bytes = read_bounded(&PathBuf::from(format!("/proc/{pid}/cmdline")), 64 << 10)
+                .unwrap_or_default();
             bytes.split(|b| *b == 0).any(|argument| argument == word.as_bytes())
         };
-        children().into_iter().filter(|pid| !self.watched.borrow().contains_key(pid)).filter(named).collect()
+        children()
+            .into_iter()
+            .filter(|pid| !self.watched.borrow().contains_key(pid))
+            .filter(named)
+            .collect()
     }
 
     /// Resolves when [`Reaper::reap`] should be called though no SIGCHLD may come.
     pub async fn wants_reaping(&self) {
-        let has_child = self.watched.borrow().values().any(|w| matches!(w.owner, Owner::Child(_, true)));
+        let has_child =
+            self.watched.borrow().values().any(|w| matches!(w.owner, Owner::Child(_, true)));
         let expects = self.look_later.take() || has_child;
         tokio::select! {
             () = self.again.notified() => {}
@@ -303,8 +326,8 @@ impl Reaper {
         }
     }
 
-    /// Reaps what has ended. Answers those who wait for children of ours; the exits of containers' processes come out of
-    /// [`Reaper::next_exit`]. Orphans are forgotten.
+    /// Reaps what has ended. Answers those who wait for children of ours; the exits of containers'
+    /// processes come out of [`Reaper::next_exit`]. Orphans are forgotten.
     pub fn reap(&self) {
         match self.births.oldest() {
             None => self.reap_all(),
@@ -369,8 +392,8 @@ impl Reaper {
         }
     }
 
-    /// A zombie that was there before the oldest birth began is nobody's child of that birth. Under steady churn there is
-    /// always a birth going on, and orphans must not pile up behind it.
+    /// A zombie that was there before the oldest birth began is nobody's child of that birth. Under
+    /// steady churn there is always a birth going on, and orphans must not pile up behind it.
     fn reap_old_orphans(&self, oldest_birth: Duration) {
         let limit = in_ticks(oldest_birth);
         let mut reaped = 0;
@@ -426,7 +449,8 @@ impl Reaper {
     }
 }
 
-/// Those that have ended, or may have. One poll(2) for all: asking each by waitid(2) was an eighth of what an exec costs us.
+/// Those that have ended, or may have. One poll(2) for all: asking each by waitid(2) was an eighth
+/// of what an exec costs us.
 fn dead(watched: &HashMap<u32, Watched>) -> Vec<(u32, Option<BorrowedFd<'_>>)> {
     let all = watched.iter().map(|(pid, entry)| (*pid, entry.pidfd.as_ref().map(OwnedFd::as_fd)));
     let (polled, mut dead): (Vec<_>, Vec<_>) = all.partition(|(_, pidfd)| pidfd.is_some());
@@ -436,7 +460,9 @@ fn dead(watched: &HashMap<u32, Watched>) -> Vec<(u32, Option<BorrowedFd<'_>>)> {
         .collect();
     let answered = poll(&mut asked, Some(&Timespec::default())).is_ok();
     let is_dead = |asked: &PollFd<'_>| !answered || !asked.revents().is_empty();
-    dead.extend(polled.into_iter().zip(&asked).filter(|(_, asked)| is_dead(asked)).map(|(entry, _)| entry));
+    dead.extend(
+        polled.into_iter().zip(&asked).filter(|(_, asked)| is_dead(asked)).map(|(entry, _)| entry),
+    );
     dead
 }
 
@@ -467,7 +493,8 @@ pub fn parent_of(pid: u32) -> Option<u32> {
     with_stat(pid, |mut fields| fields.nth(1)?.parse().ok())
 }
 
-/// Whether a process is alive: this one, not a later one of the same number, where it is known when it was started (clock ticks since boot).
+/// Whether a process is alive: this one, not a later one of the same number, where it is known when
+/// it was started (clock ticks since boot).
 pub fn is_running(pid: u32, started: Option<u64>) -> bool {
     stat(pid).is_some_and(|(state, since)| {
         !matches!(state, 'Z' | 'X') && started.is_none_or(|started| started == since)
@@ -484,7 +511,10 @@ fn stat(pid: u32) -> Option<(char, u64)> {
 }
 
 /// Hands over the fields of /proc/PID/stat from the third on, the state.
-fn with_stat<T>(pid: u32, take: impl FnOnce(std::str::SplitWhitespace<'_>) -> Option<T>) -> Option<T> {
+fn with_stat<T>(
+    pid: u32,
+    take: impl FnOnce(std::str::SplitWhitespace<'_>) -> Option<T>,
+) -> Option<T> {
     let text = read_bounded(&PathBuf::from(format!("/proc/{pid}/stat")), 4096).ok()?;
     let text = String::from_utf8_lossy(&text);
     // The name in parentheses may contain anything; fields are counted from its end.

@@ -175,7 +175,10 @@ fn path(channel: &'static str, text: &str) -> Result<Option<PathBuf>, StdioError
 /// `key=value&flag` → key, value, flag. A key counts once, its first value.
 fn arguments(query: &str) -> Result<Vec<String>, StdioError> {
     if query.len() >= MAX_LENGTH || query.contains('\0') || query.contains("%00") {
-        return Err(StdioError::Path { channel: "stdout", path: query.chars().take(200).collect() });
+        return Err(StdioError::Path {
+            channel: "stdout",
+            path: query.chars().take(200).collect(),
+        });
     }
     let decode = |text: &str| unescape(&text.replace('+', " "));
     let (mut keys, mut words) = (Vec::new(), Vec::new());

@@ -290,7 +290,8 @@ const RLIMITS: [&str; 16] = [
 
 /// Decides. `id` is the container's, for its keyring. The error is the reason, for the log.
 pub fn decide(config: &[u8], spec: &[u8], id: &str, known: &Known<'_>) -> Result<Plan, String> {
-    let compared = known.compared.ok_or("another runtime, or a version of it, than was compared")?;
+    let compared =
+        known.compared.ok_or("another runtime, or a version of it, than was compared")?;
     let config: Config = serde_json::from_slice(config).map_err(|e| format!("config.json: {e}"))?;
     let spec: Process = serde_json::from_slice(spec).map_err(|e| format!("process spec: {e}"))?;
     let init = config.process.unwrap_or_default();
@@ -312,7 +313,10 @@ pub fn decide(config: &[u8], spec: &[u8], id: &str, known: &Known<'_>) -> Result
             spec.apparmor_profile.is_empty() && !init.apparmor_profile.is_empty(),
             "no AppArmor profile, but the container has one",
         ),
-        (spec.apparmor_profile.is_empty() && !known.labelled_alike, "another security label than ours"),
+        (
+            spec.apparmor_profile.is_empty() && !known.labelled_alike,
+            "another security label than ours",
+        ),
         (linux.intel_rdt.is_some(), "Intel RDT"),
         (linux.personality.is_some(), "a personality"),
         (linux.time_offsets.is_some(), "time offsets"),
@@ -340,7 +344,8 @@ pub fn decide(config: &[u8], spec: &[u8], id: &str, known: &Known<'_>) -> Result
     if let Some((_, reason)) = reasons.iter().find(|(is_so, _)| *is_so) {
         return Err((*reason).to_owned());
     }
-    if !known.open_files_raised && spec.rlimits.iter().all(|limit| limit.r#type != "RLIMIT_NOFILE") {
+    if !known.open_files_raised && spec.rlimits.iter().all(|limit| limit.r#type != "RLIMIT_NOFILE")
+    {
         return Err("a limit of open files that runc may raise".to_owned());
     }
     let capabilities = spec.capabilities.or(init.capabilities).unwrap_or_default();
@@ -378,7 +383,8 @@ fn has_nul(spec: &Process) -> bool {
 }
 
 fn number_of(table: &[&str], prefix: &str, name: &str) -> Result<u32, String> {
-    let known = name.strip_prefix(prefix).and_then(|name| table.iter().position(|known| *known == name));
+    let known =
+        name.strip_prefix(prefix).and_then(|name| table.iter().position(|known| *known == name));
     known.and_then(|at| u32::try_from(at).ok()).ok_or_else(|| format!("unknown {name}"))
 }
 
@@ -388,7 +394,9 @@ fn rlimit(limit: &Rlimit) -> Result<(u32, u64, u64), String> {
 
 fn capability_sets(sets: &Capabilities) -> Result<[u64; 5], String> {
     let bits = |names: &[String]| {
-        names.iter().try_fold(0, |bits, name| Ok(bits | 1_u64 << number_of(&CAPABILITIES, "CAP_", name)?))
+        names
+            .iter()
+            .try_fold(0, |bits, name| Ok(bits | 1_u64 << number_of(&CAPABILITIES, "CAP_", name)?))
     };
     let Capabilities { bounding, effective, permitted, inheritable, ambient } = sets;
     let bits: Vec<u64> = [bounding, effective, permitted, inheritable, ambient]
@@ -402,15 +410,18 @@ fn capability_sets(sets: &Capabilities) -> Result<[u64; 5], String> {
 fn environment(words: &[String], compared: Compared) -> Result<Vec<(String, String)>, String> {
     let mut env: Vec<(String, String)> = Vec::new();
     for word in words {
-        let (name, value) =
-            word.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("an odd environment")?;
+        let (name, value) = word
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or("an odd environment")?;
         match env.iter_mut().find(|(known, _)| known == name) {
             Some(entry) if compared.keeps_places => value.clone_into(&mut entry.1),
             Some(_) => return Err("a variable twice".to_owned()),
             None => env.push((name.to_owned(), value.to_owned())),
         }
     }
-    if !compared.keeps_places && env.iter().any(|(name, value)| name == "HOME" && value.is_empty()) {
+    if !compared.keeps_places && env.iter().any(|(name, value)| name == "HOME" && value.is_empty())
+    {
         return Err("an empty HOME".to_owned());
     }
     Ok(env)
@@ -466,7 +477,8 @@ mod tests {
 
     #[test]
     fn a_profile_makes_the_label_and_without_one_the_runtimes_label_counts() {
-        let profile = |more: Value, runtimes| with(json!({}), spec(more), runtimes).map(|plan| plan.apparmor);
+        let profile =
+            |more: Value, runtimes| with(json!({}), spec(more), runtimes).map(|plan| plan.apparmor);
         let elsewhere = Known { labelled_alike: false, ..RUNC };
         assert_eq!(profile(json!({}), &RUNC), Ok(None));
         assert_eq!(profile(json!({"apparmorProfile": "x"}), &elsewhere), Ok(Some("x".to_owned())));
@@ -479,7 +491,10 @@ mod tests {
         let refused = |config: Value, more: Value| with(config, spec(more), &RUNC).unwrap_err();
         let unknown = Known { knows_filters: false, ..RUNC };
         let filtered = || json!({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}});
-        assert_eq!(with(filtered(), spec(plain()), &unknown).unwrap_err(), "unknown seccomp filters");
+        assert_eq!(
+            with(filtered(), spec(plain()), &unknown).unwrap_err(),
+            "unknown seccomp filters"
+        );
         assert!(with(filtered(), spec(plain()), &RUNC).unwrap().seccomp);
         assert_eq!(
             refused(json!({"linux": {"seccomp": {"listenerPath": "/x"}}}), plain()),
@@ -502,7 +517,10 @@ mod tests {
         assert_eq!(refused(plain(), json!({"args": ["a\u{0}b"]})), "a NUL");
         assert_eq!(refused(plain(), json!({"env": ["=x"]})), "an odd environment");
         assert!(refused(plain(), json!({"scheduler": {}})).contains("unknown field"));
-        assert!(refused(plain(), json!({"capabilities": {"bounding": ["CAP_FLY"]}})).contains("CAP_FLY"));
+        assert!(
+            refused(plain(), json!({"capabilities": {"bounding": ["CAP_FLY"]}}))
+                .contains("CAP_FLY")
+        );
         assert!(
             refused(plain(), json!({"rlimits": [{"type": "RLIMIT_X", "hard": 1, "soft": 1}]}))
                 .contains("RLIMIT_X")
@@ -541,7 +559,10 @@ mod tests {
         ] {
             assert!(refused(unknown.clone()).contains("unknown field"), "{unknown}");
         }
-        assert_eq!(refused(json!({"linux": {"memoryPolicy": {"mode": "MPOL_BIND"}}})), "a memory policy");
+        assert_eq!(
+            refused(json!({"linux": {"memoryPolicy": {"mode": "MPOL_BIND"}}})),
+            "a memory policy"
+        );
         assert_eq!(refused(json!({"linux": {"uidMappings": [{}]}})), "mapped users");
         assert_eq!(refused(json!({"process": {"ioPriority": {}}})), "a scheduler");
         assert_eq!(refused(json!({"process": {"execCPUAffinity": {}}})), "a CPU affinity");
@@ -556,7 +577,10 @@ mod tests {
 
     #[test]
     fn later_versions_order_an_environment_in_another_way() {
-        let later = Known { compared: Some(Compared { resets_affinity: true, keeps_places: false }), ..RUNC };
+        let later = Known {
+            compared: Some(Compared { resets_affinity: true, keeps_places: false }),
+            ..RUNC
+        };
         let refused = |env: Value| with(json!({}), spec(json!({"env": env})), &later).unwrap_err();
         assert_eq!(refused(json!(["A=1", "A=2"])), "a variable twice");
         assert_eq!(refused(json!(["HOME="])), "an empty HOME");
@@ -566,10 +590,16 @@ mod tests {
 
     #[test]
     fn ids_that_runc_refuses_are_its_business() {
-        for user in
-            [json!({"uid": 1_u32 << 31}), json!({"gid": u32::MAX}), json!({"additionalGids": [1_u32 << 31]})]
-        {
-            assert!(with(json!({}), spec(json!({"user": user})), &RUNC).unwrap_err().contains("refuses"));
+        for user in [
+            json!({"uid": 1_u32 << 31}),
+            json!({"gid": u32::MAX}),
+            json!({"additionalGids": [1_u32 << 31]}),
+        ] {
+            assert!(
+                with(json!({}), spec(json!({"user": user})), &RUNC)
+                    .unwrap_err()
+                    .contains("refuses")
+            );
         }
     }
 }

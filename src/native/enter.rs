@@ -85,14 +85,15 @@ fn enter_container(board: &Board) -> Result<Side, Failed> {
     rustix::process::setsid().map_err(refused("setsid"))?;
     let (cgroups, plan) = super::parts_of(board.content()).ok_or("no plan")?;
     let plan: Plan = serde_json::from_slice(plan).map_err(|e| format!("read the plan: {e}"))?;
-    let mut more =
-        (descriptors::MORE..).map(|number| sys::fd::inherited(number).map_err(failed("find a descriptor")));
+    let mut more = (descriptors::MORE..)
+        .map(|number| sys::fd::inherited(number).map_err(failed("find a descriptor")));
     let mut next = || more.next().unwrap_or_else(|| Err("no more descriptors".to_owned()));
     let filters = if plan.seccomp { read_filters(next()?)? } else { Vec::new() };
     let tasks: Vec<OwnedFd> = (0..plan.tasks).map(|_| next()).collect::<Result<_, _>>()?;
     let unified = if plan.unified { Some(next()?) } else { None };
     if let Some(cgroup) = unified {
-        let is_second = board.clone_helper(cgroup.as_fd()).map_err(failed("clone into the cgroup"))?;
+        let is_second =
+            board.clone_helper(cgroup.as_fd()).map_err(failed("clone into the cgroup"))?;
         if !is_second {
             return Ok(Side::Helper);
         }
@@ -151,14 +152,18 @@ fn is_to_go(go: BorrowedFd<'_>) -> bool {
 /// move itself without (kernel/cgroup/cgroup.c, cgroup_procs_write_start; Linux 5.5). The helper
 /// has one.
 fn join_by(tasks: Vec<OwnedFd>) -> Result<(), Failed> {
-    tasks.into_iter().try_for_each(|list| File::from(list).write_all(b"0")).map_err(failed("join a cgroup"))
+    tasks
+        .into_iter()
+        .try_for_each(|list| File::from(list).write_all(b"0"))
+        .map_err(failed("join a cgroup"))
 }
 
 /// Whether we are in the cgroups that the init is in, all of them. What was read is not left in
 /// memory: it names directories of the host.
 fn check_cgroups(expected: &[u8]) -> Result<(), Failed> {
-    let file = rustix::fs::open("/proc/self/cgroup", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(refused("read our cgroups"))?;
+    let file =
+        rustix::fs::open("/proc/self/cgroup", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(refused("read our cgroups"))?;
     let mut own = vec![0; expected.len() + 1];
     let mut length = 0;
     while length < own.len() {
@@ -210,7 +215,8 @@ fn prepare(plan: &Plan) -> Result<Image, Failed> {
     set_ambient_capabilities(ambient)?;
     let path = find(&plan.args[0], &environment)?;
     enter::reset_signals();
-    let words: Vec<String> = environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let words: Vec<String> =
+        environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     Image::new(&path, &plan.args, &words).map_err(failed("make the words"))
 }
 
@@ -275,7 +281,10 @@ fn read_passwd() -> Result<Option<String>, Failed> {
         return Err("/etc/passwd is no file".to_owned());
     }
     let mut text = Vec::new();
-    File::from(fd).take(MAX_PASSWD + 1).read_to_end(&mut text).map_err(failed("read /etc/passwd"))?;
+    File::from(fd)
+        .take(MAX_PASSWD + 1)
+        .read_to_end(&mut text)
+        .map_err(failed("read /etc/passwd"))?;
     if text.len() as u64 > MAX_PASSWD {
         return Err("/etc/passwd is too long".to_owned());
     }
@@ -287,12 +296,15 @@ fn read_passwd() -> Result<Option<String>, Failed> {
 fn home_of(uid: u32, text: &str) -> Result<Option<String>, Failed> {
     for line in text.lines().filter(|line| !line.is_empty()) {
         let fields: Vec<&str> = line.split(':').collect();
-        let is_plain = line.trim() == line && !line.starts_with('#') && line.len() < MAX_PASSWD_LINE;
+        let is_plain =
+            line.trim() == line && !line.starts_with('#') && line.len() < MAX_PASSWD_LINE;
         let [_, _, number, group, _, home, _] = fields[..] else {
             return Err("an odd line in /etc/passwd".to_owned());
         };
         let is_number = |text: &str| {
-            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<i32>().is_ok()
+            !text.is_empty()
+                && text.bytes().all(|byte| byte.is_ascii_digit())
+                && text.parse::<i32>().is_ok()
         };
         if !(is_plain && is_number(number) && is_number(group) && home.starts_with('/')) {
             return Err("an odd line in /etc/passwd".to_owned());
@@ -309,7 +321,8 @@ fn find(program: &str, environment: &[(String, String)]) -> Result<String, Faile
     if program.contains('/') {
         return Ok(program.to_owned());
     }
-    let path = environment.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
+    let path =
+        environment.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
     for directory in path.split(':') {
         if !directory.starts_with('/') {
             return Err(format!("{directory:?} in PATH is relative"));
@@ -353,7 +366,8 @@ fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<
 }
 
 fn set_ambient_capabilities(ambient: u64) -> Result<(), Failed> {
-    rustix::thread::clear_ambient_capability_set().map_err(refused("clear ambient capabilities"))?;
+    rustix::thread::clear_ambient_capability_set()
+        .map_err(refused("clear ambient capabilities"))?;
     for number in (0..64).filter(|number| ambient & (1 << number) != 0) {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         rustix::thread::configure_capability_in_ambient_set(capability, true)
@@ -385,7 +399,9 @@ fn own_streams(uid: Uid) -> Result<(), Failed> {
         }
         match rustix::fs::fchown(stream, Some(uid), None) {
             // As runc: a file that may not be changed stays as it is.
-            Ok(()) | Err(rustix::io::Errno::PERM | rustix::io::Errno::ROFS | rustix::io::Errno::INVAL) => {}
+            Ok(())
+            | Err(rustix::io::Errno::PERM | rustix::io::Errno::ROFS | rustix::io::Errno::INVAL) => {
+            }
             Err(e) => return Err(refused("give a stream to the user")(e)),
         }
     }

@@ -10,9 +10,14 @@
 //! shim ── decide ── what the helper cannot do exactly as runc does it ──▶ the runtime, as ever
 //!           │ Plan, on a board that only the two see
 //!           ▼
-//!         helper: the container's cgroups, keyring, namespaces (setns by pidfd), then all that the program is to be: limits, capabilities, user,
-//!           directory, seccomp filters ── clone, CLONE_PARENT; its pid is on the board ──▶ the process, a child of the shim, waits
-//! shim ── holds it by a pidfd ── go ──▶ execve. Whatever fails before: nothing has run, and the runtime does it.
+//!         helper: the container's cgroups, keyring, namespaces (setns by pidfd), then all that
+//!           the program is to be: limits, capabilities, user, directory, seccomp filters
+//!           │ clone, CLONE_PARENT; its pid is on the board
+//!           ▼
+//!         the process, a child of the shim, waits
+//!           │ the shim holds it by a pidfd: go
+//!           ▼
+//!         execve. Whatever fails before: nothing has run, and the runtime does it.
 //! ```
 //! Never here: container state, the event loop.
 

@@ -1,9 +1,10 @@
 //! Who is calling `start`, and the answer that this caller understands.
 //!
 //! containerd 1.6 to 2.2 send an `Any` with runtime options, or nothing; 2.3 and later send
-//! `containerd.runtime.bootstrap.v1.BootstrapParams` (`api/runtime/bootstrap/v1/bootstrap.proto`). Either parses as
-//! the other by accident (field 1 string, field 2 length-delimited), so content decides: the instance id of the
-//! params is the `-id` of the command line, the first field of an `Any` is a type URL.
+//! `containerd.runtime.bootstrap.v1.BootstrapParams` (`api/runtime/bootstrap/v1/bootstrap.proto`).
+//! Either parses as the other by accident (field 1 string, field 2 length-delimited), so content
+//! decides: the instance id of the params is the `-id` of the command line, the first field of an
+//! `Any` is a type URL.
 
 use super::{Any, options::is_options};
 use prost::Message;
@@ -89,7 +90,8 @@ pub struct Caller {
 enum Language {
     /// 1.6: the address and nothing else.
     Plain,
-    /// 1.7 to 2.2, which say so with MAX_SHIM_VERSION: JSON. Its version is 2, which all of them take; 1.7 refuses 3.
+    /// 1.7 to 2.2, which say so with MAX_SHIM_VERSION: JSON. Its version is 2, which all of them
+    /// take; 1.7 refuses 3.
     Json,
     /// 2.3 and later: `BootstrapResult`.
     Bootstrap,
@@ -107,7 +109,8 @@ pub enum BadInput {
 }
 
 impl Caller {
-    /// Reads stdin of `start`; `id` is the command line's, `max_shim_version` the environment's MAX_SHIM_VERSION.
+    /// Reads stdin of `start`; `id` is the command line's, `max_shim_version` the environment's
+    /// MAX_SHIM_VERSION.
     pub fn parse(input: &[u8], id: &str, max_shim_version: Option<&str>) -> Result<Self, BadInput> {
         if input.len() > MAX_INPUT {
             return Err(BadInput::TooLarge);
@@ -124,7 +127,14 @@ impl Caller {
             _ => Language::Plain,
         };
         let options = is_options(&any.type_url).then_some(any);
-        Ok(Self { speaks, options, grpc_address: None, socket_dir: None, debug: false, ttrpc_address: None })
+        Ok(Self {
+            speaks,
+            options,
+            grpc_address: None,
+            socket_dir: None,
+            debug: false,
+            ttrpc_address: None,
+        })
     }
 
     fn from_params(params: Params) -> Self {
@@ -151,10 +161,12 @@ impl Caller {
             Language::Json => {
                 format!(r#"{{"version":2,"address":"{address}","protocol":"ttrpc"}}"#).into_bytes()
             }
-            Language::Bootstrap => {
-                BootstrapResult { version: 3, address: address.to_owned(), protocol: "ttrpc".to_owned() }
-                    .encode_to_vec()
+            Language::Bootstrap => BootstrapResult {
+                version: 3,
+                address: address.to_owned(),
+                protocol: "ttrpc".to_owned(),
             }
+            .encode_to_vec(),
         }
     }
 }
@@ -176,7 +188,8 @@ mod tests {
             let caller = Caller::parse(&input, "box", None).unwrap();
             assert_eq!(caller.answer("unix:///run/x"), b"unix:///run/x");
             let caller = Caller::parse(&input, "box", Some("2")).unwrap();
-            let answer: serde_json::Value = serde_json::from_slice(&caller.answer("unix:///run/x")).unwrap();
+            let answer: serde_json::Value =
+                serde_json::from_slice(&caller.answer("unix:///run/x")).unwrap();
             assert_eq!(
                 answer,
                 serde_json::json!({"version": 2, "address": "unix:///run/x", "protocol": "ttrpc"})
@@ -192,7 +205,9 @@ mod tests {
 
     #[test]
     fn bootstrap_params_get_a_bootstrap_result() {
-        let other = Extension { value: Some(Any { type_url: "example.org/x".into(), value: vec![1, 2, 3] }) };
+        let other = Extension {
+            value: Some(Any { type_url: "example.org/x".into(), value: vec![1, 2, 3] }),
+        };
         let params = Params {
             instance_id: "box".into(),
             log_level: LOG_LEVEL_DEBUG,

@@ -1,5 +1,5 @@
-//! What the shim tells containerd: `containerd.events.TaskX` (`api/events/task.proto`), in an envelope
-//! (`api/types/event.proto`), by `containerd.services.events.ttrpc.v1.Events/Forward`.
+//! What the shim tells containerd: `containerd.events.TaskX` (`api/events/task.proto`), in an
+//! envelope (`api/types/event.proto`), by `containerd.services.events.ttrpc.v1.Events/Forward`.
 #![allow(missing_docs, reason = "fields are named and documented in the .proto files")]
 
 use super::{Any, Mount, Timestamp};

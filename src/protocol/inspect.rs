@@ -1,4 +1,5 @@
-//! `cleat.shim.v1.Shim`: what a shim tells about itself. Fields are documented in proto/cleat/shim/v1/shim.proto.
+//! `cleat.shim.v1.Shim`: what a shim tells about itself. Fields are documented in
+//! proto/cleat/shim/v1/shim.proto.
 #![allow(missing_docs, reason = "fields are named and documented in shim.proto")]
 
 use super::{Any, Timestamp};

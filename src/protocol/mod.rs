@@ -35,7 +35,16 @@ impl Any {
 
 /// `google.protobuf.Timestamp`: UTC time since the epoch.
 #[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Message, serde::Serialize, serde::Deserialize,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    prost::Message,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 pub struct Timestamp {
     /// Seconds since 1970-01-01T00:00:00Z.
@@ -49,7 +58,8 @@ pub struct Timestamp {
 impl Timestamp {
     /// The wall clock's time.
     pub fn now() -> Self {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self {
             seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
             nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),

@@ -1,4 +1,5 @@
-//! The runtime's options (`api/types/runc/options/oci.proto`), as protobuf and as the bundle's `options.json`.
+//! The runtime's options (`api/types/runc/options/oci.proto`), as protobuf and as the bundle's
+//! `options.json`.
 
 use serde::Serialize;
 
@@ -69,7 +70,8 @@ pub struct Options {
     #[prost(uint32, tag = "13")]
     #[serde(skip_serializing_if = "is_default")]
     pub task_api_version: u32,
-    /// What is kept of an output whose reader is away. Ours alone: it comes from TOML, nobody sends it as protobuf.
+    /// What is kept of an output whose reader is away. Ours alone: it comes from TOML, nobody sends
+    /// it as protobuf.
     #[prost(string, tag = "15000")]
     #[serde(skip_serializing_if = "is_default")]
     pub spool: String,
@@ -81,7 +83,8 @@ pub struct Options {
     #[prost(string, tag = "15002")]
     #[serde(skip_serializing_if = "is_default")]
     pub spool_total: String,
-    /// The annotations of ours that containers may set, with commas between them. Ours alone, as above.
+    /// The annotations of ours that containers may set, with commas between them. Ours alone, as
+    /// above.
     #[prost(string, tag = "15003")]
     #[serde(skip_serializing_if = "is_default")]
     pub annotations: String,
@@ -93,7 +96,8 @@ impl Options {
         self.annotations.split(',').any(|word| word.trim() == annotation)
     }
 
-    /// Whether execs need no runtime: the operator's word, or the container's annotation if he lists it.
+    /// Whether execs need no runtime: the operator's word, or the container's annotation if he
+    /// lists it.
     pub fn wants_native_exec(&self, annotation: Option<&str>) -> bool {
         let annotation = annotation.filter(|_| self.lists("native-exec"));
         annotation.map_or(self.native_exec, |text| text == "true")
@@ -144,7 +148,8 @@ pub struct ProcessDetails {
     pub exec_id: String,
 }
 
-/// `runtimeoptions.v1.Options` (`api/types/runtimeoptions/v1/api.proto`): options for runtimes that containerd does not know.
+/// `runtimeoptions.v1.Options` (`api/types/runtimeoptions/v1/api.proto`): options for runtimes that
+/// containerd does not know.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct GenericOptions {
     /// What the configuration is.

@@ -1,4 +1,5 @@
-//! `io.containerd.cgroups.v2.Metrics` (containerd/cgroups `cgroup2/stats/metrics.proto`): what Stats answers on cgroup v2.
+//! `io.containerd.cgroups.v2.Metrics` (containerd/cgroups `cgroup2/stats/metrics.proto`): what
+//! Stats answers on cgroup v2.
 #![allow(
     missing_docs,
     reason = "fields are named and documented in the .proto file and in admin-guide/cgroup-v2.rst"

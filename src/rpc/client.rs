@@ -49,12 +49,15 @@ impl Connection {
         loop {
             if let Some(header) = Header::parse(&self.inbox) {
                 if header.length > MAX_MESSAGE || header.kind != Kind::Response {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, format!("unexpected {header:?}")));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("unexpected {header:?}"),
+                    ));
                 }
                 let end = HEADER + header.length;
                 if let Some(body) = self.inbox.get(HEADER..end) {
-                    let response =
-                        Response::decode(body).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                    let response = Response::decode(body)
+                        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
                     self.inbox.drain(..end);
                     if self.inbox.is_empty() {
                         self.inbox = Vec::new();

@@ -116,7 +116,8 @@ pub fn request_frame(stream: u32, request: &Request) -> Vec<u8> {
 pub(super) fn response_frame(stream: u32, reply: Reply) -> Vec<u8> {
     let response = match reply {
         Ok(payload) if payload.len() + 64 > MAX_MESSAGE => {
-            let message = format!("response of {} bytes is larger than {MAX_MESSAGE}", payload.len());
+            let message =
+                format!("response of {} bytes is larger than {MAX_MESSAGE}", payload.len());
             return response_frame(stream, Err(Status::new(Code::ResourceExhausted, message)));
         }
         Ok(payload) => Response { status: None, payload },
@@ -143,8 +144,12 @@ mod tests {
 
     #[test]
     fn frames_survive() {
-        let request =
-            Request { service: "s".into(), method: "m".into(), payload: vec![1, 2], timeout_nano: 5 };
+        let request = Request {
+            service: "s".into(),
+            method: "m".into(),
+            payload: vec![1, 2],
+            timeout_nano: 5,
+        };
         let bytes = request_frame(7, &request);
         let header = Header::parse(&bytes).unwrap();
         assert_eq!(header, Header { length: bytes.len() - HEADER, stream: 7, kind: Kind::Request });

@@ -1,8 +1,9 @@
-//! ttrpc: the protocol between containerd and its shims (containerd/ttrpc `PROTOCOL.md`, `channel.go`).
+//! ttrpc: the protocol between containerd and its shims (containerd/ttrpc `PROTOCOL.md`,
+//! `channel.go`).
 //!
-//! Unary calls only: neither the task API nor the event service streams. Enters: a listening socket. Leaves: [`Call`]s,
-//! whose replies go back in any order. A caller who hangs up or whose time is over cancels nothing: the handler runs on.
-//! Never here: what a call means.
+//! Unary calls only: neither the task API nor the event service streams. Enters: a listening
+//! socket. Leaves: [`Call`]s, whose replies go back in any order. A caller who hangs up or whose
+//! time is over cancels nothing: the handler runs on. Never here: what a call means.
 
 mod client;
 mod frame;

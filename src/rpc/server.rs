@@ -21,12 +21,14 @@ use tokio::{
     sync::Notify,
 };
 
-/// Connections at once, and no more than a quarter of the open files that we may have. containerd holds one; tools and tests a few more.
-/// Beyond that one on which nothing was ever asked gives way, the oldest; where there is none, the new one is closed.
+/// Connections at once, and no more than a quarter of the open files that we may have. containerd
+/// holds one; tools and tests a few more. Beyond that one on which nothing was ever asked gives
+/// way, the oldest; where there is none, the new one is closed.
 const MAX_CONNECTIONS: usize = 256;
 /// So many may be had by the last descriptors.
 const FEW_CONNECTIONS: usize = 8;
-/// Calls of one connection that are not answered yet. A Wait is one, for as long as its process lives. More are refused.
+/// Calls of one connection that are not answered yet. A Wait is one, for as long as its process
+/// lives. More are refused.
 const MAX_CALLS: usize = 4096;
 /// Bytes of answers that wait for a client to read them. One that lets more pile up is cut off.
 const MAX_UNREAD: usize = 8 << 20;
@@ -68,8 +70,13 @@ pub struct Load {
     last: Cell<u64>,
 }
 
-/// Accepts connections until the returned future is dropped; connections live on until their clients go.
-pub async fn serve(listener: impl Into<Rc<UnixListener>>, handler: Rc<dyn Handler>, load: Rc<Load>) {
+/// Accepts connections until the returned future is dropped; connections live on until their
+/// clients go.
+pub async fn serve(
+    listener: impl Into<Rc<UnixListener>>,
+    handler: Rc<dyn Handler>,
+    load: Rc<Load>,
+) {
     let listener = listener.into();
     let mut spare = sys::fd::spare();
     let mut has_failed = false;
@@ -83,8 +90,11 @@ pub async fn serve(listener: impl Into<Rc<UnixListener>>, handler: Rc<dyn Handle
                 spare = spare.or_else(sys::fd::spare);
                 has_failed = false;
             }
-            // The last descriptor is containerd's: one that gets no connection takes the shim for dead, and its pod with it.
-            Err(e) if e.raw_os_error() == Some(libc::EMFILE) && spare.is_some() => drop(spare.take()),
+            // The last descriptor is containerd's: one that gets no connection takes the shim for
+            // dead, and its pod with it.
+            Err(e) if e.raw_os_error() == Some(libc::EMFILE) && spare.is_some() => {
+                drop(spare.take())
+            }
             Err(e) => {
                 // Whoever waits in the backlog is served when it passes.
                 if !std::mem::replace(&mut has_failed, true) {
@@ -322,9 +332,12 @@ impl Client {
             self.discard -= thrown;
             let Some(header) = Header::parse(&self.inbox) else { break };
             if header.length > MAX_MESSAGE {
-                let message =
-                    format!("message length {} exceed maximum message size of {MAX_MESSAGE}", header.length);
-                self.shared.answer(header.stream, Err(Status::new(Code::ResourceExhausted, message)));
+                let message = format!(
+                    "message length {} exceed maximum message size of {MAX_MESSAGE}",
+                    header.length
+                );
+                self.shared
+                    .answer(header.stream, Err(Status::new(Code::ResourceExhausted, message)));
                 self.last_stream = self.last_stream.max(header.stream);
                 self.inbox.drain(..HEADER);
                 self.discard = header.length;
@@ -344,8 +357,9 @@ impl Client {
 
     fn begin(&mut self, header: Header, body: &[u8]) {
         self.shared.has_spoken();
-        let refuse =
-            |code, message: String| self.shared.answer(header.stream, Err(Status::new(code, message)));
+        let refuse = |code, message: String| {
+            self.shared.answer(header.stream, Err(Status::new(code, message)))
+        };
         if header.stream.is_multiple_of(2) {
             return refuse(
                 Code::InvalidArgument,
@@ -356,7 +370,10 @@ impl Client {
             return refuse(Code::InvalidArgument, format!("unexpected message {:?}", header.kind));
         }
         if header.stream <= self.last_stream {
-            return refuse(Code::InvalidArgument, "StreamID cannot be re-used and must increment".to_owned());
+            return refuse(
+                Code::InvalidArgument,
+                "StreamID cannot be re-used and must increment".to_owned(),
+            );
         }
         let request = match Request::decode(body) {
             Ok(request) => request,
@@ -460,10 +477,18 @@ mod tests {
             oversized.extend_from_slice(&[0, 0, 0, 1, 1, 0]);
             oversized.resize(HEADER + length, 0);
             client.raw().write_all(&oversized).await.unwrap();
-            assert_eq!(client.receive().await.unwrap().1.unwrap_err().code, Code::ResourceExhausted as i32);
-            let request = Request { service: "s".into(), method: "Echo".into(), ..Request::default() };
+            assert_eq!(
+                client.receive().await.unwrap().1.unwrap_err().code,
+                Code::ResourceExhausted as i32
+            );
+            let request =
+                Request { service: "s".into(), method: "Echo".into(), ..Request::default() };
             for (stream, fine) in [(3, true), (4, false), (0, false), (3, false), (9, true)] {
-                client.raw().write_all(&super::super::request_frame(stream, &request)).await.unwrap();
+                client
+                    .raw()
+                    .write_all(&super::super::request_frame(stream, &request))
+                    .await
+                    .unwrap();
                 let (id, reply) = client.receive().await.unwrap();
                 assert_eq!((id, reply.is_ok()), (stream, fine));
             }

@@ -31,8 +31,9 @@ use std::{
     time::Duration,
 };
 
-/// Time for calls that run a container's hooks or start its program: create, start, exec, delete. Hooks may pull volumes; the
-/// caller's own deadline, which ends the waiting only, is usually shorter.
+/// Time for calls that run a container's hooks or start its program: create, start, exec, delete.
+/// Hooks may pull volumes; the caller's own deadline, which ends the waiting only, is usually
+/// shorter.
 const LONG: Duration = Duration::from_secs(600);
 /// Time for everything else.
 const SHORT: Duration = Duration::from_secs(60);
@@ -42,7 +43,8 @@ const MAX_RUNTIMES: usize = 16;
 const TAIL: u64 = 8 << 10;
 /// Longest list of pids.
 const MAX_PIDS: u64 = 1 << 20;
-/// Most bytes of output that a call may produce; what it writes beyond fails with EPERM. Sparse: only what is written costs.
+/// Most bytes of output that a call may produce; what it writes beyond fails with EPERM. Sparse:
+/// only what is written costs.
 const MAX_CAPTURED: u64 = 16 << 20;
 
 /// Standard streams of a call.
@@ -57,7 +59,8 @@ pub enum CallStdio {
 }
 
 impl CallStdio {
-    /// The ends of a process's pipes; without them, of a process with a console, the outputs are captured.
+    /// The ends of a process's pipes; without them, of a process with a console, the outputs are
+    /// captured.
     pub fn of(ends: Option<ChildEnds>) -> Self {
         match ends {
             None => Self::Captured { stdin: None },
@@ -79,13 +82,17 @@ impl Caller {
         Self { reaper, known: RefCell::default() }
     }
 
-    /// For a call that is alone. A crowd is limited by the processors: who is answered early only makes it larger (8 at a time: 7 % fewer execs).
+    /// For a call that is alone. A crowd is limited by the processors: who is answered early only
+    /// makes it larger (8 at a time: 7 % fewer execs).
     fn naming(&self, runtime: &Runtime, id: &Id, pid_file: &Path) -> Option<Naming> {
-        (self.reaper.births() == 0).then(|| Naming::expect(pid_file, runtime.record(id)).ok()).flatten()
+        (self.reaper.births() == 0)
+            .then(|| Naming::expect(pid_file, runtime.record(id)).ok())
+            .flatten()
     }
 
-    /// `create`, until the runtime has named the init in its pid file: which program that was, if it
-    /// is known. The guard of the birth is returned as well: hold it until the new process is watched.
+    /// `create`, until the runtime has named the init in its pid file: which program that was, if
+    /// it is known. The guard of the birth is returned as well: hold it until the new process is
+    /// watched.
     pub async fn create(
         &self,
         runtime: &Runtime,
@@ -124,7 +131,8 @@ impl Caller {
         arguments: &[&str],
         stdio: CallStdio,
     ) -> (Result<(), Failure>, BirthGuard) {
-        self.make(&["restore", "--detach", "--no-subreaper"], runtime, id, arguments, stdio, None).await
+        self.make(&["restore", "--detach", "--no-subreaper"], runtime, id, arguments, stdio, None)
+            .await
     }
 
     async fn make(
@@ -138,7 +146,11 @@ impl Caller {
     ) -> (Result<(), Failure>, BirthGuard) {
         let mut command = runtime.command();
         command.args(words).arg("--bundle").arg(&runtime.bundle);
-        command.arg("--pid-file").arg(runtime.bundle.join(INIT_PID)).args(arguments).arg(id.as_str());
+        command
+            .arg("--pid-file")
+            .arg(runtime.bundle.join(INIT_PID))
+            .args(arguments)
+            .arg(id.as_str());
         let birth = self.reaper.birth();
         let log = runtime.bundle.join("log.json");
         let result = self.run(command, log, stdio, LONG, None, naming).await.map(drop);
@@ -146,15 +158,23 @@ impl Caller {
     }
 
     /// `checkpoint`: takes as long as writing the container's memory does.
-    pub async fn checkpoint(&self, runtime: &Runtime, id: &Id, arguments: &[&str]) -> Result<(), Failure> {
+    pub async fn checkpoint(
+        &self,
+        runtime: &Runtime,
+        id: &Id,
+        arguments: &[&str],
+    ) -> Result<(), Failure> {
         let mut command = runtime.command();
         command.arg("checkpoint").args(arguments).arg(id.as_str());
         let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, None, None).await.map(drop)
+        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, None, None)
+            .await
+            .map(drop)
     }
 
-    /// `exec --detach`, until the runtime has named the process in its pid file. Its errors go to a log of its own, so that concurrent execs do not
-    /// read each other's. Killed when `cut_short` is set.
+    /// `exec --detach`, until the runtime has named the process in its pid file. Its errors go to a
+    /// log of its own, so that concurrent execs do not read each other's. Killed when `cut_short`
+    /// is set.
     pub async fn exec(
         &self,
         runtime: &Runtime,
@@ -168,15 +188,27 @@ impl Caller {
         let naming = self.naming(runtime, id, &pid_file);
         let log = runtime.bundle.join(format!("{exec}.log.json"));
         let mut command = runtime.command_logging_to(&log);
-        command.arg("exec").arg("--pid-file").arg(&pid_file).args(arguments).arg("--detach").arg(id.as_str());
+        command
+            .arg("exec")
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .args(arguments)
+            .arg("--detach")
+            .arg(id.as_str());
         let birth = self.reaper.birth();
-        let result = self.run(command, log.clone(), stdio, LONG, Some(cut_short), naming).await.map(drop);
+        let result =
+            self.run(command, log.clone(), stdio, LONG, Some(cut_short), naming).await.map(drop);
         let _ = std::fs::remove_file(log);
         (result, birth)
     }
 
     /// `start`, which also runs hooks. Killed when `cut_short` is set.
-    pub async fn start(&self, runtime: &Runtime, id: &Id, cut_short: CancelToken) -> Result<(), Failure> {
+    pub async fn start(
+        &self,
+        runtime: &Runtime,
+        id: &Id,
+        cut_short: CancelToken,
+    ) -> Result<(), Failure> {
         let mut command = runtime.command();
         command.args(["start", id.as_str()]);
         let log = runtime.bundle.join("log.json");
@@ -194,7 +226,9 @@ impl Caller {
         }
         command.arg(id.as_str());
         let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, None, None).await.map(drop)
+        self.run(command, log, CallStdio::Captured { stdin: None }, LONG, None, None)
+            .await
+            .map(drop)
     }
 
     /// Any other command: kill, pause, resume.
@@ -202,17 +236,26 @@ impl Caller {
         let mut command = runtime.command();
         command.args(arguments);
         let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: None }, SHORT, None, None).await.map(drop)
+        self.run(command, log, CallStdio::Captured { stdin: None }, SHORT, None, None)
+            .await
+            .map(drop)
     }
 
     /// `update --resources -`, with the resources on stdin.
-    pub async fn update(&self, runtime: &Runtime, id: &Id, resources: &[u8]) -> Result<(), Failure> {
+    pub async fn update(
+        &self,
+        runtime: &Runtime,
+        id: &Id,
+        resources: &[u8],
+    ) -> Result<(), Failure> {
         let stdin = sys::fd::once(resources)
             .map_err(|e| Failure::NotStarted { reason: format!("keep the resources: {e}") })?;
         let mut command = runtime.command();
         command.args(["update", "--resources", "-", id.as_str()]);
         let log = runtime.bundle.join("log.json");
-        self.run(command, log, CallStdio::Captured { stdin: Some(stdin) }, SHORT, None, None).await.map(drop)
+        self.run(command, log, CallStdio::Captured { stdin: Some(stdin) }, SHORT, None, None)
+            .await
+            .map(drop)
     }
 
     /// Pids of all processes of the container, as the runtime knows them (`ps --format json`).
@@ -247,18 +290,22 @@ impl Caller {
         }
         tasks::fail_point("runtime call");
         let name = command.path().to_string_lossy().into_owned();
-        let (streams, captured) = attach(stdio)
-            .map_err(|e| Failure::NotStarted { reason: format!("capture the output of {name}: {e}") })?;
+        let (streams, captured) = attach(stdio).map_err(|e| Failure::NotStarted {
+            reason: format!("capture the output of {name}: {e}"),
+        })?;
         let turn = self.reaper.turn().await;
         // What other calls of this container have written by now is theirs.
         let offset = std::fs::metadata(&log).map_or(0, |m| m.len());
-        let (pid, ended) = turn.start(&command, streams, &[]).await.map_err(|e| Failure::NotStarted {
-            reason: match e.kind() {
-                // Go's words; users and tests search for them.
-                io::ErrorKind::NotFound => format!("exec: {name:?}: executable file not found in $PATH"),
-                _ => format!("fork/exec {name}: {e}"),
-            },
-        })?;
+        let (pid, ended) =
+            turn.start(&command, streams, &[]).await.map_err(|e| Failure::NotStarted {
+                reason: match e.kind() {
+                    // Go's words; users and tests search for them.
+                    io::ErrorKind::NotFound => {
+                        format!("exec: {name:?}: executable file not found in $PATH")
+                    }
+                    _ => format!("fork/exec {name}: {e}"),
+                },
+            })?;
         let cut_short = async {
             match cut_short {
                 Some(token) => token.wait().await,
@@ -279,7 +326,8 @@ impl Caller {
                 status => {
                     let output = captured.map(|file| written(&file, TAIL)).unwrap_or_default();
                     let how = match status {
-                        // Above 128 it may be either; no runtime exits with a status in the range of signals.
+                        // Above 128 it may be either; no runtime exits with a status in the range
+                        // of signals.
                         129..=192 => format!("{name} did not terminate successfully: signal {}", status - 128),
                         _ => format!("{name} did not terminate successfully: exit status {status}"),
                     };
@@ -291,7 +339,9 @@ impl Caller {
                 return Ok(captured);
             }
             () = cut_short => Failure::CutShort,
-            () = tokio::time::sleep(deadline) => Failure::DeadlineExceeded { seconds: deadline.as_secs() },
+            () = tokio::time::sleep(deadline) => {
+                Failure::DeadlineExceeded { seconds: deadline.as_secs() }
+            }
         };
         log::error!("runtime call killed pid={pid}: {failure}");
         self.reaper.signal_child(pid, libc::SIGKILL);
@@ -305,7 +355,9 @@ impl Caller {
             match tokio::time::timeout(SHORT, ended).await {
                 Ok(0) => {}
                 Ok(status) => {
-                    log::warn!("a runtime call failed after its work was done pid={pid} status={status}")
+                    log::warn!(
+                        "a runtime call failed after its work was done pid={pid} status={status}"
+                    )
                 }
                 Err(_) => {
                     log::error!("runtime call killed after its work was done pid={pid}");
@@ -318,8 +370,8 @@ impl Caller {
 
 /// The streams, and the file that captures the output, if one does.
 ///
-/// A memfd needs no reader: however much the runtime prints, it never waits for us, and we never wait for a grandchild
-/// that keeps a pipe open.
+/// A memfd needs no reader: however much the runtime prints, it never waits for us, and we never
+/// wait for a grandchild that keeps a pipe open.
 fn attach(stdio: CallStdio) -> io::Result<(Streams, Option<OwnedFd>)> {
     match stdio {
         CallStdio::Process(streams) => Ok((streams, None)),

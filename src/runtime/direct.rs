@@ -1,11 +1,12 @@
-//! What of a container's life needs no runtime: it was made by a program that we know, and nothing in
-//! its configuration wants that program at its start or its end.
+//! What of a container's life needs no runtime: it was made by a program that we know, and nothing
+//! in its configuration wants that program at its start or its end.
 //!
-//! Start: the init waits at ROOT/ID/exec.fifo. runc's opens it for writing, writes a byte and goes on
-//! (libcontainer/standard_init_linux.go); whoever has read it removes the fifo, whose absence means
-//! "started" (libcontainer/container_linux.go, `exec`). crun's has it open for reading and goes on
-//! after a byte (libcrun/status.c, `libcrun_status_write_exec_fifo`). Remove: the container's cgroups
-//! and its record, and nothing else (libcontainer/state_linux.go, `destroy`; libcrun/container.c).
+//! Start: the init waits at ROOT/ID/exec.fifo. runc's opens it for writing, writes a byte and goes
+//! on (libcontainer/standard_init_linux.go); whoever has read it removes the fifo, whose absence
+//! means "started" (libcontainer/container_linux.go, `exec`). crun's has it open for reading and
+//! goes on after a byte (libcrun/status.c, `libcrun_status_write_exec_fifo`). Remove: the
+//! container's cgroups and its record, and nothing else (libcontainer/state_linux.go, `destroy`;
+//! libcrun/container.c).
 //!
 //! Whatever is not as expected is the runtime's business, in its words.
 
@@ -93,7 +94,9 @@ impl Direct {
         cgroup.remove_tree(id.as_str()).map_err(failed("remove the cgroup"))?;
         for name in known {
             match std::fs::remove_file(self.record.join(name)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove the record")(e)),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove the record")(e));
+                }
                 _ => {}
             }
         }
@@ -151,7 +154,8 @@ mod tests {
 
     fn place(by: Known) -> (tempfile::TempDir, Direct) {
         let dir = tempfile::tempdir().unwrap();
-        rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join(FIFO), Mode::RUSR | Mode::WUSR).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join(FIFO), Mode::RUSR | Mode::WUSR)
+            .unwrap();
         let direct = Direct::new(by, dir.path().to_owned(), Late::default(), false);
         (dir, direct)
     }
@@ -181,7 +185,8 @@ mod tests {
     async fn an_init_of_runc_that_dies_at_its_fifo_is_the_runtimes_business() {
         let (dir, direct) = place(Known::Runc);
         let fifo = dir.path().join(FIFO);
-        let init = std::thread::spawn(move || drop(File::options().write(true).open(fifo).unwrap()));
+        let init =
+            std::thread::spawn(move || drop(File::options().write(true).open(fifo).unwrap()));
         assert!(!starts(&direct).await);
         init.join().unwrap();
         assert!(dir.path().join(FIFO).exists());

@@ -76,7 +76,8 @@ impl Failure {
             .any(|known| text.contains(known))
     }
 
-    /// With what the runtime has said where its output was the container's: if nothing else tells why it failed.
+    /// With what the runtime has said where its output was the container's: if nothing else tells
+    /// why it failed.
     pub fn with_words(self, words: impl FnOnce() -> Vec<u8>) -> Self {
         match self {
             Self::Silent { how, output } if output.is_empty() => {

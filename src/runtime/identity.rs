@@ -48,8 +48,8 @@ pub fn find(runtime: &str) -> Option<(PathBuf, FileId)> {
 /// The package of runc's `main`, as Go's linker notes it.
 const RUNC: &[u8] = b"github.com/opencontainers/runc";
 
-/// Which program this file is: a script, or a program of another `main`, is none of them, whomever it
-/// calls. It has just been run, so its file system answers.
+/// Which program this file is: a script, or a program of another `main`, is none of them, whomever
+/// it calls. It has just been run, so its file system answers.
 pub(super) fn known(path: &Path) -> Option<Known> {
     let file = Elf::open(path)?;
     match file.main_package() {

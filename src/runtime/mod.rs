@@ -1,7 +1,7 @@
 //! The OCI runtime (runc, crun …): by its command line, and where it is known, without it.
 //!
-//! Enters: what to do with which container. Leaves: done, or a [`Failure`] in the words that clients know.
-//! Never here: container state. Never a wait without a deadline.
+//! Enters: what to do with which container. Leaves: done, or a [`Failure`] in the words that
+//! clients know. Never here: container state. Never a wait without a deadline.
 
 mod call;
 mod direct;
@@ -40,8 +40,9 @@ pub struct Runtime {
 impl Runtime {
     /// The runtime that the options ask for.
     pub fn new(options: &Options, namespace: &Id, bundle: &Bundle) -> Self {
-        let or =
-            |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
+        let or = |text: &str, default: &str| {
+            if text.is_empty() { default.to_owned() } else { text.to_owned() }
+        };
         Self {
             binary: or(&options.binary_name, DEFAULT_BINARY),
             root: Path::new(&or(&options.root, DEFAULT_ROOT)).join(namespace.as_str()),
@@ -55,8 +56,9 @@ impl Runtime {
         &self.binary
     }
 
-    /// Whether this runtime keeps its record of the container where runc does, and names this init in it: what [`Runtime::has_record`] says
-    /// may then be relied on, and a signal to the init's pid reaches its program.
+    /// Whether this runtime keeps its record of the container where runc does, and names this init
+    /// in it: what [`Runtime::has_record`] says may then be relied on, and a signal to the init's
+    /// pid reaches its program.
     pub fn keeps_record(&self, id: &Id, init: u32) -> bool {
         record::names(&self.record(id), init)
     }
@@ -67,12 +69,14 @@ impl Runtime {
         is_its.then(|| Direct::new(by, self.record(id), late, self.systemd_cgroup))
     }
 
-    /// Whether there is a record of this container. Its absence means something only if one was seen before.
+    /// Whether there is a record of this container. Its absence means something only if one was
+    /// seen before.
     pub fn has_record(&self, id: &Id) -> bool {
         self.record(id).exists()
     }
 
-    /// Whether the record is of an earlier container in the same bundle, which has ended: it keeps this one from its name.
+    /// Whether the record is of an earlier container in the same bundle, which has ended: it keeps
+    /// this one from its name.
     pub fn is_record_left_behind(&self, id: &Id) -> bool {
         record::is_left_behind(&self.record(id), &self.bundle)
     }
@@ -82,7 +86,8 @@ impl Runtime {
         self.root.join(id.as_str())
     }
 
-    /// The command with its global flags, running in the bundle; errors go to the bundle's log.json.
+    /// The command with its global flags, running in the bundle; errors go to the bundle's
+    /// log.json.
     pub fn command(&self) -> Program {
         self.command_logging_to(&self.bundle.join("log.json"))
     }
@@ -99,7 +104,8 @@ impl Runtime {
         if has_bundle {
             command.current_dir(&self.bundle);
         }
-        // Readiness of containerd's own unit is none of the runtime's business (go-runc does the same).
+        // Readiness of containerd's own unit is none of the runtime's business (go-runc does the
+        // same).
         command.env_remove("NOTIFY_SOCKET");
         sys::malloc::as_they_like(&mut command);
         command

@@ -22,8 +22,8 @@ pub(super) struct Naming {
 }
 
 impl Naming {
-    /// To be called before the runtime is. `record` is what runc keeps of the container. On an error
-    /// the end of the call tells as much, later.
+    /// To be called before the runtime is. `record` is what runc keeps of the container. On an
+    /// error the end of the call tells as much, later.
     pub(super) fn expect(pid_file: &Path, record: PathBuf) -> io::Result<Self> {
         // Of another call with the same name.
         match std::fs::remove_file(pid_file) {
@@ -51,7 +51,8 @@ impl Naming {
 
     fn is_named_by(&self, called: u32) -> bool {
         let text = read_bounded(&self.pid_file, 64).unwrap_or_default();
-        let named: Option<u32> = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+        let named: Option<u32> =
+            std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
         named.is_some_and(|pid| exits::parent_of(pid) == Some(called))
     }
 }

@@ -1,9 +1,9 @@
 //! Where a runtime keeps what it knows of a container, and whether it really is there.
 //!
-//! runc, crun and youki keep a directory ROOT/ID with a file that names the container's init. Of such
-//! a runtime it is known that a missing directory means an unknown container, and that a signal to
-//! the init's pid is a signal to the program. Of any other (gVisor's runsc, a script that changes
-//! `--root`) neither is known: there the runtime is asked, and told to kill.
+//! runc, crun and youki keep a directory ROOT/ID with a file that names the container's init. Of
+//! such a runtime it is known that a missing directory means an unknown container, and that a
+//! signal to the init's pid is a signal to the program. Of any other (gVisor's runsc, a script that
+//! changes `--root`) neither is known: there the runtime is asked, and told to kill.
 
 use super::Known;
 use crate::{bundle::read_bounded, exits::is_running};
@@ -11,7 +11,8 @@ use std::path::Path;
 
 /// Largest record, bytes: runc's holds the whole configuration.
 const MAX_RECORD: u64 = 4 << 20;
-/// As much of a record as holds the init's pid: runc has it in front, crun and youki have small files.
+/// As much of a record as holds the init's pid: runc has it in front, crun and youki have small
+/// files.
 const HEAD: u64 = 4096;
 
 /// How the known runtimes name the init: file of the record, key of its JSON.
@@ -44,8 +45,8 @@ pub(super) fn is_of(directory: &Path, program: Known) -> bool {
     named::<u32>(&String::from_utf8_lossy(&head), key).is_some()
 }
 
-/// Whether a record is of an earlier container in this bundle, whose init is no more: one that its shim's successor could not delete in time.
-/// Whatever is not certain is not so.
+/// Whether a record is of an earlier container in this bundle, whose init is no more: one that its
+/// shim's successor could not delete in time. Whatever is not certain is not so.
 pub(super) fn is_left_behind(directory: &Path, bundle: &Path) -> bool {
     RECORDS.iter().any(|(file, key)| {
         let text = read_bounded(&directory.join(file), MAX_RECORD).unwrap_or_default();
@@ -56,7 +57,8 @@ pub(super) fn is_left_behind(directory: &Path, bundle: &Path) -> bool {
     })
 }
 
-/// Whether a record names this bundle: runc by a label, the others by a member. What JSON would escape is in no path of containerd's.
+/// Whether a record names this bundle: runc by a label, the others by a member. What JSON would
+/// escape is in no path of containerd's.
 fn names_bundle(record: &str, bundle: &Path) -> bool {
     // A runtime names its working directory, without links.
     let real = std::fs::canonicalize(bundle);
@@ -110,7 +112,9 @@ mod tests {
             )
         };
         let crun = |pid: u32, bundle: &str| {
-            format!("{{\n \"pid\": {pid},\n \"process-start-time\": 7,\n \"bundle\": \"{bundle}\"\n}}")
+            format!(
+                "{{\n \"pid\": {pid},\n \"process-start-time\": 7,\n \"bundle\": \"{bundle}\"\n}}"
+            )
         };
         let cases = [
             ("state.json", runc(dead, "", "/b/a"), true),

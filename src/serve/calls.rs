@@ -28,7 +28,8 @@ struct Open {
 }
 
 impl OpenCalls {
-    /// Notes a call; it counts as open until the guard is dropped. Those of `inspect::SERVICE` are not noted.
+    /// Notes a call; it counts as open until the guard is dropped. Those of `inspect::SERVICE` are
+    /// not noted.
     pub(super) fn begin(self: &Rc<Self>, call: &Call) -> Option<Guard> {
         if call.service == inspect::SERVICE {
             return None;

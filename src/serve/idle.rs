@@ -1,4 +1,5 @@
-//! Gives memory back when nobody has called for a while. Sleeps without a timer when there is nothing to give.
+//! Gives memory back when nobody has called for a while. Sleeps without a timer when there is
+//! nothing to give.
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 use tokio::sync::Notify;

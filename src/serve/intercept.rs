@@ -136,9 +136,10 @@ fn catch_panic(_about: &Rc<About>, inner: Answer) -> Answer {
         match catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll(context))) {
             Ok(poll) => poll,
             // The hook has logged where.
-            Err(_) => {
-                std::task::Poll::Ready(Err(Status::new(Code::Internal, "the shim failed in this call")))
-            }
+            Err(_) => std::task::Poll::Ready(Err(Status::new(
+                Code::Internal,
+                "the shim failed in this call",
+            ))),
         }
     }))
 }
@@ -147,8 +148,13 @@ fn catch_panic(_about: &Rc<About>, inner: Answer) -> Answer {
 mod tests {
     use super::*;
 
-    fn run(interceptor: Interceptor, timeout: Option<Duration>, inner: Answer) -> (Reply, Rc<About>) {
-        let about = Rc::new(About { method: "M".into(), timeout, abandoned: CancelToken::default() });
+    fn run(
+        interceptor: Interceptor,
+        timeout: Option<Duration>,
+        inner: Answer,
+    ) -> (Reply, Rc<About>) {
+        let about =
+            Rc::new(About { method: "M".into(), timeout, abandoned: CancelToken::default() });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let reply = tokio::task::LocalSet::new().block_on(&runtime, interceptor(&about, inner));
         (reply, about)

@@ -59,7 +59,9 @@ pub fn run(common: &Common) -> Result<(), ServeError> {
     sys::fd::close_from(LISTENER + 1);
     let listener = match &common.socket {
         None => sys::fd::inherited(LISTENER).map_err(ServeError::Listener)?,
-        Some(path) => std::os::unix::net::UnixListener::bind(path).map_err(ServeError::Listener)?.into(),
+        Some(path) => {
+            std::os::unix::net::UnixListener::bind(path).map_err(ServeError::Listener)?.into()
+        }
     };
     sys::malloc::tune();
     crate::log::open(Path::new("log"), common.debug).map_err(ServeError::Log)?;
@@ -106,7 +108,9 @@ async fn serve(common: &Common, listener: OwnedFd) -> Result<(), ServeError> {
     match std::env::var("TTRPC_ADDRESS") {
         Ok(address) if !address.is_empty() => {
             let events = Rc::clone(&events);
-            tasks::supervise("publisher", move || Publisher::new(&address, Rc::clone(&events)).run());
+            tasks::supervise("publisher", move || {
+                Publisher::new(&address, Rc::clone(&events)).run()
+            });
         }
         _ => log::warn!("TTRPC_ADDRESS is not set: events stay here"),
     }
@@ -123,7 +127,8 @@ async fn serve(common: &Common, listener: OwnedFd) -> Result<(), ServeError> {
         _ = interrupted.recv() => FLUSH_AFTER_SIGNAL,
     };
     shim.end();
-    // The socket goes first: a containerd that comes back must not find a file behind which nobody answers.
+    // The socket goes first: a containerd that comes back must not find a file behind which nobody
+    // answers.
     remove_socket(socket);
     server.abort();
     let _ = tokio::time::timeout(FLUSH_ANSWERS, answers_read(&load)).await;
@@ -147,7 +152,8 @@ fn reap(reaper: &Rc<Reaper>, shim: &Rc<Shim>) -> io::Result<()> {
 }
 
 async fn reap_for_ever(reaper: Rc<Reaper>, shim: Rc<Shim>) {
-    let mut child_ended = signal(SignalKind::child()).inspect_err(|e| log::error!("watch SIGCHLD: {e}")).ok();
+    let mut child_ended =
+        signal(SignalKind::child()).inspect_err(|e| log::error!("watch SIGCHLD: {e}")).ok();
     loop {
         // First, for what has ended before we listened.
         reaper.reap();

@@ -22,8 +22,11 @@ pub(super) type Services = Vec<(&'static str, Rc<dyn Service>)>;
 /// All services.
 pub(super) fn register(shim: &Rc<Shim>, load: &Rc<Load>, calls: &Rc<OpenCalls>) -> Services {
     let task: Rc<dyn Service> = Rc::new(TaskService::new(Rc::clone(shim)));
-    let inspect: Rc<dyn Service> =
-        Rc::new(InspectService { shim: Rc::clone(shim), load: Rc::clone(load), calls: Rc::clone(calls) });
+    let inspect: Rc<dyn Service> = Rc::new(InspectService {
+        shim: Rc::clone(shim),
+        load: Rc::clone(load),
+        calls: Rc::clone(calls),
+    });
     let task = protocol::task::SERVICES.into_iter().map(|name| (name, Rc::clone(&task)));
     task.chain([(protocol::inspect::SERVICE, inspect)]).collect()
 }

@@ -1,11 +1,12 @@
 //! Checkpoint and restore, through the runtime and criu.
 //!
-//! A container that is made from a checkpoint has no process until Start restores it: its pid is 0 until then.
+//! A container that is made from a checkpoint has no process until Start restores it: its pid is 0
+//! until then.
 
 use super::{Born, Shim, ShimError};
 use crate::{
-    bundle::Bundle, container::Event, id::Id, io::ConsoleSocket, protocol::options::CheckpointOptions,
-    runtime::CallStdio,
+    bundle::Bundle, container::Event, id::Id, io::ConsoleSocket,
+    protocol::options::CheckpointOptions, runtime::CallStdio,
 };
 use std::{
     path::{Path, PathBuf},
@@ -74,7 +75,8 @@ impl SaveState {
 }
 
 impl Shim {
-    /// Writes the container's state out. It runs on, or ends, as the options say; its exit is told as any other.
+    /// Writes the container's state out. It runs on, or ends, as the options say; its exit is told
+    /// as any other.
     pub async fn checkpoint(self: &Rc<Self>, id: &Id, save: SaveState) -> Result<(), ShimError> {
         self.apply(id, Event::CheckpointRequested)?;
         let (runtime, bundle) =
@@ -95,7 +97,8 @@ impl Shim {
                 Err(ShimError::Checkpoint { reason, log: bundle.join(DUMP_LOG) })
             }
         };
-        // Where the client wants criu to work may be a file system that hangs, and a log has megabytes.
+        // Where the client wants criu to work may be a file system that hangs, and a log has
+        // megabytes.
         let failed = result.is_err();
         let helper = self.in_helper(|| tidy(&bundle, &work, &own_work, failed));
         let tidied = match helper {
@@ -109,7 +112,8 @@ impl Shim {
         self.apply(id, Event::Checkpointed { image: save.image.to_string_lossy().into_owned() })
     }
 
-    /// Start of a container that is made from a checkpoint: `runtime restore` gives it its processes. Returns the init's pid.
+    /// Start of a container that is made from a checkpoint: `runtime restore` gives it its
+    /// processes. Returns the init's pid.
     pub(super) async fn restore(self: &Rc<Self>, id: &Id) -> Result<u32, ShimError> {
         let (runtime, options, io, bundle, checkpoint) = self.with(id, |owned| {
             let bundle = Bundle::new(&owned.state.bundle);
@@ -125,7 +129,8 @@ impl Shim {
         io.open(&self.reaper).await?;
         let console = io.is_terminal().then(|| ConsoleSocket::bind(&bundle, "init")).transpose()?;
         let image = checkpoint.image();
-        let parent = checkpoint.parent.as_deref().map(|parent| parent.to_string_lossy().into_owned());
+        let parent =
+            checkpoint.parent.as_deref().map(|parent| parent.to_string_lossy().into_owned());
         let mut arguments = vec!["--image-path", image.as_str()];
         if !options.criu_work_path.is_empty() {
             arguments.extend(["--work-path", &options.criu_work_path]);
@@ -142,7 +147,10 @@ impl Shim {
         let stdio = CallStdio::of(io.pipes_unless_terminal(&options)?);
         let (result, birth) = self.runtimes.restore(&runtime, id, &arguments, stdio).await;
         let restored = result
-            .map_err(|failure| ShimError::Runtime { context: "OCI runtime restore failed", failure })
+            .map_err(|failure| ShimError::Runtime {
+                context: "OCI runtime restore failed",
+                failure,
+            })
             .and_then(|()| self.born(id, &bundle, &runtime, &io, console.as_ref()))
             .and_then(|Born { pid, cgroup, oom, keeps_record, .. }| {
                 self.with(id, |owned| {
@@ -160,9 +168,11 @@ impl Shim {
     }
 }
 
-/// Keeps criu's log of a checkpoint that has failed, and removes its working directory if it is ours.
+/// Keeps criu's log of a checkpoint that has failed, and removes its working directory if it is
+/// ours.
 fn tidy(bundle: &Bundle, work: &Path, own_work: &Path, failed: bool) -> Result<(), String> {
-    let log = || crate::bundle::read_bounded(&work.join("dump.log"), MAX_LOG).map_err(|e| e.to_string());
+    let log =
+        || crate::bundle::read_bounded(&work.join("dump.log"), MAX_LOG).map_err(|e| e.to_string());
     let keep = |log: Vec<u8>| bundle.write(DUMP_LOG, &log, 0o600).map_err(|e| super::chain(&e));
     let kept = if failed { log().and_then(keep) } else { Ok(()) };
     if let Err(e) = std::fs::remove_dir_all(own_work)

@@ -1,6 +1,8 @@
-//! A verb that has begun a transition ends it: by what it says, or by its failure if it says nothing.
+//! A verb that has begun a transition ends it: by what it says, or by its failure if it says
+//! nothing.
 //!
-//! Without that an early return or a panic between "pause asked for" and "paused" would leave the container in between for ever.
+//! Without that an early return or a panic between "pause asked for" and "paused" would leave the
+//! container in between for ever.
 
 use super::{Shim, ShimError, UNKNOWN_STATUS};
 use crate::{

@@ -33,13 +33,16 @@ impl Shim {
 
     fn inspect_container(&self, id: &Id) -> Container {
         let (execs, mut container) = match self.slots.borrow().get(id) {
-            Some(Slot::There(owned)) => (owned.state.execs.keys().cloned().collect(), describe(owned)),
+            Some(Slot::There(owned)) => {
+                (owned.state.execs.keys().cloned().collect(), describe(owned))
+            }
             _ => (Vec::<Id>::new(), Container::default()),
         };
         container.id = id.to_string();
         container.init = self.inspect_process(id, None);
         container.status = container.init.as_ref().map_or(0, |init| init.status);
-        container.execs = execs.iter().filter_map(|exec| self.inspect_process(id, Some(exec))).collect();
+        container.execs =
+            execs.iter().filter_map(|exec| self.inspect_process(id, Some(exec))).collect();
         container
     }
 
@@ -47,7 +50,9 @@ impl Shim {
         let state = self.state(id, exec).ok()?;
         let figures = |owned: &mut Owned| match exec {
             None => owned.io.figures(),
-            Some(exec) => owned.exec_io.get(exec).map(|io| ProcessIo::figures(io)).unwrap_or_default(),
+            Some(exec) => {
+                owned.exec_io.get(exec).map(|io| ProcessIo::figures(io)).unwrap_or_default()
+            }
         };
         let (streams, logger) = self.with(id, figures).ok()?;
         Some(Process {

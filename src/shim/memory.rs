@@ -55,8 +55,8 @@ impl Shim {
         look
     }
 
-    /// Before all else that an exit asks for: systemd removes the scope of a dead container, and its counters, as soon as it can.
-    /// `init` is the status of an init.
+    /// Before all else that an exit asks for: systemd removes the scope of a dead container, and
+    /// its counters, as soon as it can. `init` is the status of an init.
     pub(super) fn report_oom_kills_at_exit(self: &Rc<Self>, id: &Id, init: Option<u32>) {
         if self.report_oom_kills(id) != Look::Gone || init.is_none_or(|status| status == 0) {
             return;

@@ -144,7 +144,9 @@ impl Shim {
             Err(e) => Err(e.to_string()),
         };
         if let Err(reason) = kept {
-            log::warn!("seccomp filters not kept, execs will not be native container={id}: {reason}");
+            log::warn!(
+                "seccomp filters not kept, execs will not be native container={id}: {reason}"
+            );
         }
     }
 
@@ -171,7 +173,9 @@ impl Shim {
     /// is the runtime's.
     fn compared(self: &Rc<Self>, runtime: &str) -> Option<Compared> {
         let (path, file) = runtime::find(runtime)?;
-        if let Some(known) = self.native.versions.borrow().get(&path).filter(|known| known.file == file) {
+        if let Some(known) =
+            self.native.versions.borrow().get(&path).filter(|known| known.file == file)
+        {
             return known.compared;
         }
         if self.native.asking.is_due() {
@@ -248,7 +252,12 @@ impl Shim {
         }
     }
 
-    async fn run_helper(self: &Rc<Self>, id: &Id, spec: &[u8], ends: &ChildEnds) -> Result<u32, String> {
+    async fn run_helper(
+        self: &Rc<Self>,
+        id: &Id,
+        spec: &[u8],
+        ends: &ChildEnds,
+    ) -> Result<u32, String> {
         let failed = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
         let (bundle, runtime, options, cgroup, init, status) = self
             .with(id, |owned| {
@@ -343,7 +352,8 @@ impl Shim {
         if !sys::process::is_child(process) || native::stage_of(process) != Stage::Before {
             return Err("the process has gone".to_owned());
         }
-        let go = sys::fd::watch(Rc::new(go), Interest::ERROR).map_err(|e| format!("watch the pipe: {e}"))?;
+        let go = sys::fd::watch(Rc::new(go), Interest::ERROR)
+            .map_err(|e| format!("watch the pipe: {e}"))?;
         // An error: the container has filled the pipe, or closed it for the process.
         rustix::io::write(go.get_ref(), b"g").map_err(|e| format!("give the go-ahead: {e}"))?;
         loop {
@@ -458,7 +468,9 @@ impl Entry {
         if matches!(*self.cgroup, Cgroup::V2(_)) {
             return None;
         }
-        Some(Cgroup::of_process(std::process::id()).ok()?.directory("freezer")?.join("cgroup.procs"))
+        Some(
+            Cgroup::of_process(std::process::id()).ok()?.directory("freezer")?.join("cgroup.procs"),
+        )
     }
 }
 
@@ -479,18 +491,23 @@ impl Joining {
             return Err(io::Error::other("the init has moved"));
         }
         let joins = now.not_joined_by(&Cgroup::of_process(std::process::id())?)?;
-        let open = |path: PathBuf, flags| Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?);
+        let open = |path: PathBuf, flags| {
+            Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?)
+        };
         let tasks = joins.v1.iter().map(|directory| open(directory.join("tasks"), OFlags::WRONLY));
         Ok(Self {
             text,
             tasks: tasks.collect::<io::Result<_>>()?,
-            unified: joins.unified.map(|path| open(path, OFlags::PATH | OFlags::DIRECTORY)).transpose()?,
+            unified: joins
+                .unified
+                .map(|path| open(path, OFlags::PATH | OFlags::DIRECTORY))
+                .transpose()?,
         })
     }
 }
 
-/// Whether an init has left one of the cgroups that it was made in. A hierarchy that was mounted since then
-/// has it in its root.
+/// Whether an init has left one of the cgroups that it was made in. A hierarchy that was mounted
+/// since then has it in its root.
 fn has_moved(made: &Cgroup, now: &Cgroup) -> bool {
     match (made, now) {
         (Cgroup::V1(made), Cgroup::V1(now)) => made.iter().any(|entry| !now.contains(entry)),
@@ -517,7 +534,8 @@ fn is_frozen(cgroup: &Cgroup) -> bool {
 /// Whether a process has a mount and a pid namespace of its own, and our user namespace. In ours
 /// there would be nothing between the container and us.
 fn is_apart(pid: u32) -> bool {
-    let of = |process: &str, kind: &str| std::fs::read_link(format!("/proc/{process}/ns/{kind}")).ok();
+    let of =
+        |process: &str, kind: &str| std::fs::read_link(format!("/proc/{process}/ns/{kind}")).ok();
     let init = pid.to_string();
     let differs = |kind: &str| match (of(&init, kind), of("self", kind)) {
         (Some(theirs), Some(ours)) => Some(theirs != ours),
@@ -541,11 +559,16 @@ mod tests {
     #[test]
     fn a_hierarchy_that_is_mounted_later_moves_nobody() {
         let v1 = |entries: &[(&str, &str)]| {
-            Cgroup::V1(entries.iter().map(|(name, path)| ((*name).into(), (*path).into())).collect())
+            Cgroup::V1(
+                entries.iter().map(|(name, path)| ((*name).into(), (*path).into())).collect(),
+            )
         };
         let made = v1(&[("cpu", "/cpu/a"), ("pids", "/pids/a")]);
         assert!(!has_moved(&made, &made));
-        assert!(!has_moved(&made, &v1(&[("net_cls", "/net_cls"), ("pids", "/pids/a"), ("cpu", "/cpu/a")])));
+        assert!(!has_moved(
+            &made,
+            &v1(&[("net_cls", "/net_cls"), ("pids", "/pids/a"), ("cpu", "/cpu/a")])
+        ));
         assert!(has_moved(&made, &v1(&[("cpu", "/cpu/a"), ("pids", "/pids/b")])));
         assert!(has_moved(&made, &v1(&[("cpu", "/cpu/a")])));
         assert!(

@@ -8,15 +8,16 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Starts the daemon and returns its pid. Connections wait in the listener's backlog until it is up; if it cannot be run, nobody listens any more, and
-/// the address goes.
+/// Starts the daemon and returns its pid. Connections wait in the listener's backlog until it is
+/// up; if it cannot be run, nobody listens any more, and the address goes.
 pub(super) fn spawn(
     common: &Common,
     caller: &Caller,
     listener: OwnedFd,
     address: &Address,
 ) -> io::Result<u32> {
-    // By its path, so that `ps` shows the name under which we are installed; by the magic link if that path is gone.
+    // By its path, so that `ps` shows the name under which we are installed; by the magic link if
+    // that path is gone.
     let own_path = std::env::current_exe().ok().filter(|path| path.exists());
     let mut command = Command::new(own_path.unwrap_or_else(|| "/proc/self/exe".into()));
     command

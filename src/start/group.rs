@@ -8,8 +8,8 @@ use crate::{
 /// Annotations that name a group; the first that is there wins.
 const LABELS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
 
-/// The group of the container in `bundle`; its own id where no annotation says otherwise. The text goes into a hash,
-/// never into a path.
+/// The group of the container in `bundle`; its own id where no annotation says otherwise. The text
+/// goes into a hash, never into a path.
 pub(super) fn of(bundle: &Bundle, id: &Id) -> Result<String, BundleError> {
     let mut annotations = bundle.annotations()?;
     Ok(LABELS.iter().find_map(|label| annotations.remove(*label)).unwrap_or_else(|| id.to_string()))

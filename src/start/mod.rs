@@ -1,7 +1,8 @@
-//! The `start` action, top to bottom, synchronous: find the shim of the group or make one, and print its address.
+//! The `start` action, top to bottom, synchronous: find the shim of the group or make one, and
+//! print its address.
 //!
-//! containerd reads stdout and stderr together, so nothing is ever printed but the answer. Whatever was begun is undone on
-//! any error: the daemon killed, the socket removed.
+//! containerd reads stdout and stderr together, so nothing is ever printed but the answer. Whatever
+//! was begun is undone on any error: the daemon killed, the socket removed.
 
 mod daemon;
 mod group;
@@ -51,8 +52,8 @@ pub enum StartError {
     Placement(#[from] placement::PlacementError),
 }
 
-/// Runs `start`; the bundle is the working directory. `print` gets what belongs on stdout: a caller that cannot be told of a new daemon
-/// leaves none behind.
+/// Runs `start`; the bundle is the working directory. `print` gets what belongs on stdout: a caller
+/// that cannot be told of a new daemon leaves none behind.
 pub fn run(common: &Common, print: impl FnOnce(&[u8]) -> io::Result<()>) -> Result<(), StartError> {
     let input = read_input(io::stdin().lock())?;
     let max_shim_version = std::env::var("MAX_SHIM_VERSION").ok();
@@ -61,7 +62,8 @@ pub fn run(common: &Common, print: impl FnOnce(&[u8]) -> io::Result<()>) -> Resu
     let options = caller.options.as_ref().map(options::read).transpose()?.unwrap_or_default();
     let bundle = Bundle::new(".");
     let group = group::of(&bundle, &common.id)?;
-    let directory = caller.socket_dir.as_deref().map_or_else(socket::default_directory, PathBuf::from);
+    let directory =
+        caller.socket_dir.as_deref().map_or_else(socket::default_directory, PathBuf::from);
     if caller.socket_dir.is_some() {
         socket::remember_directory(&bundle, &directory)?;
     }

@@ -17,8 +17,9 @@ pub enum PlacementError {
     },
 }
 
-/// With SCHED_CORE set, gives this process group a core scheduling cookie; the daemon and its containers inherit it.
-/// A kernel without core scheduling is no error: the daemon says so in its log.
+/// With SCHED_CORE set, gives this process group a core scheduling cookie; the daemon and its
+/// containers inherit it. A kernel without core scheduling is no error: the daemon says so in its
+/// log.
 pub(super) fn share_core_with_pod() {
     if std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty()) {
         let _ = crate::sys::process::create_core_scheduling_cookie();
@@ -30,11 +31,12 @@ pub(super) fn join_cgroup(pid: u32, cgroup: &str) -> Result<(), PlacementError> 
     if cgroup.is_empty() {
         return Ok(());
     }
-    cgroups::join(pid, cgroup).map_err(|source| PlacementError::Cgroup { cgroup: cgroup.to_owned(), source })
+    cgroups::join(pid, cgroup)
+        .map_err(|source| PlacementError::Cgroup { cgroup: cgroup.to_owned(), source })
 }
 
-/// The daemon's oom_score_adj: containerd's plus one, at most 1000, so that the shim goes before containerd does.
-/// A refusal (no CAP_SYS_RESOURCE) leaves it as it is.
+/// The daemon's oom_score_adj: containerd's plus one, at most 1000, so that the shim goes before
+/// containerd does. A refusal (no CAP_SYS_RESOURCE) leaves it as it is.
 pub(super) fn adjust_oom_score(pid: u32) {
     let parent = rustix::process::getppid().map_or(1, |p| p.as_raw_nonzero().get());
     let Ok(text) = std::fs::read_to_string(format!("/proc/{parent}/oom_score_adj")) else { return };

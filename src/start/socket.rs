@@ -18,7 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longest path of a unix socket, bytes, as containerd counts (`pkg/shim/util_unix.go`): sun_path less the NUL, less one.
+/// Longest path of a unix socket, bytes, as containerd counts (`pkg/shim/util_unix.go`): sun_path
+/// less the NUL, less one.
 const MAX_PATH: usize = 106;
 /// How long a live shim may take to accept a connection: containerd's own figure.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(100);
@@ -58,8 +59,8 @@ pub enum SocketError {
 }
 
 impl Address {
-    /// The address of a group: sha256 of `ADDRESS/NAMESPACE/GROUP`, cleaned as Go's filepath.Join does, so that every
-    /// containerd since 1.6 computes the same.
+    /// The address of a group: sha256 of `ADDRESS/NAMESPACE/GROUP`, cleaned as Go's filepath.Join
+    /// does, so that every containerd since 1.6 computes the same.
     pub fn of_group(
         directory: &Path,
         containerd: &str,
@@ -147,17 +148,17 @@ pub(super) fn remember_directory(bundle: &Bundle, directory: &Path) -> Result<()
 
 /// Listens, or finds who listens there already. A socket that nobody answers on is removed.
 ///
-/// Two starts of one group at the same moment: whoever holds the directory's lock binds and listens; the other finds it
-/// alive. Without the lock one could take the other's socket, bound and not yet listening, for a stale one.
+/// Two starts of one group at the same moment: whoever holds the directory's lock binds and
+/// listens; the other finds it alive. Without the lock one could take the other's socket, bound and
+/// not yet listening, for a stale one.
 pub(super) fn bind(address: &Address) -> Result<Bound, SocketError> {
     let path = address.path();
-    let fail = |verb| move |source: io::Error| SocketError::Io { verb, path: path.to_owned(), source };
+    let fail =
+        |verb| move |source: io::Error| SocketError::Io { verb, path: path.to_owned(), source };
     let directory = path.parent().unwrap_or(Path::new("/"));
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(|source| SocketError::Io { verb: "create directory", path: directory.to_owned(), source })?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|source| {
+        SocketError::Io { verb: "create directory", path: directory.to_owned(), source }
+    })?;
     let _lock = lock(directory).map_err(|source| SocketError::Io {
         verb: "lock",
         path: directory.to_owned(),
@@ -176,13 +177,17 @@ pub(super) fn bind(address: &Address) -> Result<Bound, SocketError> {
     }
 }
 
-/// flock(2) on the socket directory; freed when the descriptor closes. Other starts hold it for microseconds (a probe of a deaf
-/// shim: 100 ms). Anybody else may hold it for ever: then we go on without it after [`LOCK_PATIENCE`], which is only
-/// unsafe if two starts of one group find the same stale socket in the same moment.
+/// flock(2) on the socket directory; freed when the descriptor closes. Other starts hold it for
+/// microseconds (a probe of a deaf shim: 100 ms). Anybody else may hold it for ever: then we go on
+/// without it after [`LOCK_PATIENCE`], which is only unsafe if two starts of one group find the
+/// same stale socket in the same moment.
 fn lock(directory: &Path) -> io::Result<OwnedFd> {
     use rustix::fs::{FlockOperation, Mode, OFlags};
-    let fd =
-        rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let fd = rustix::fs::open(
+        directory,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let begun = Instant::now();
     let pause = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
     loop {
@@ -222,10 +227,12 @@ pub fn is_alive(path: &Path) -> bool {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
     let attempt = || -> rustix::io::Result<bool> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
             Ok(()) => return Ok(true),
-            // A full backlog: somebody owns the socket and is busy. That is a shim, not a stale file.
+            // A full backlog: somebody owns the socket and is busy. That is a shim, not a stale
+            // file.
             Err(Errno::AGAIN) => return Ok(true),
             Err(Errno::INPROGRESS) => {}
             Err(e) => return Err(e),
@@ -247,7 +254,8 @@ mod tests {
         // printf /run/containerd/containerd.sock/k8s.io/pod | sha256sum
         let id = Id::new("k8s.io").unwrap();
         let address =
-            Address::of_group(&default_directory(), "/run/containerd/containerd.sock", &id, "pod").unwrap();
+            Address::of_group(&default_directory(), "/run/containerd/containerd.sock", &id, "pod")
+                .unwrap();
         assert_eq!(
             address.to_string(),
             "unix:///run/containerd/s/b9cab8e84f817f3c3bb561c7ea8dcbfba051d5d8f56ec2c3f204bc387d13f7d0"
@@ -270,8 +278,12 @@ mod tests {
     #[test]
     fn too_long_a_path_is_refused() {
         let id = Id::new("n").unwrap();
-        assert!(Address::of_group(Path::new(&format!("/{}", "d".repeat(40))), "", &id, "g").is_ok());
-        assert!(Address::of_group(Path::new(&format!("/{}", "d".repeat(41))), "", &id, "g").is_err());
+        assert!(
+            Address::of_group(Path::new(&format!("/{}", "d".repeat(40))), "", &id, "g").is_ok()
+        );
+        assert!(
+            Address::of_group(Path::new(&format!("/{}", "d".repeat(41))), "", &id, "g").is_err()
+        );
     }
 
     #[test]

@@ -35,7 +35,8 @@ enum Slot {
 impl Board {
     /// Maps it. The descriptor is closed.
     pub fn map(file: OwnedFd) -> io::Result<Self> {
-        let length = usize::try_from(rustix::fs::fstat(&file)?.st_size).map_err(io::Error::other)?;
+        let length =
+            usize::try_from(rustix::fs::fstat(&file)?.st_size).map_err(io::Error::other)?;
         if length < BOARD_HEAD {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -209,7 +210,10 @@ impl SealedSelf {
     /// Seals it.
     pub fn sealed(self) -> io::Result<OwnedFd> {
         let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-        match rustix::fs::fcntl_add_seals(&self.copy, seals | SealFlags::from_bits_retain(F_SEAL_EXEC)) {
+        match rustix::fs::fcntl_add_seals(
+            &self.copy,
+            seals | SealFlags::from_bits_retain(F_SEAL_EXEC),
+        ) {
             Err(rustix::io::Errno::INVAL) => rustix::fs::fcntl_add_seals(&self.copy, seals)?,
             result => result?,
         }
@@ -234,9 +238,12 @@ fn has_interpreter(head: &[u8]) -> bool {
     // struct elf64_hdr: e_phoff, e_phentsize, e_phnum; struct elf64_phdr begins with p_type.
     let types = || {
         let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
-        (0..count).map(|index| number(table.checked_add(index * size)?, 4)).collect::<Option<Vec<_>>>()
+        (0..count)
+            .map(|index| number(table.checked_add(index * size)?, 4))
+            .collect::<Option<Vec<_>>>()
     };
-    !head.starts_with(b"\x7fELF\x02") || types().is_none_or(|types| types.contains(&(PT_INTERP as usize)))
+    !head.starts_with(b"\x7fELF\x02")
+        || types().is_none_or(|types| types.contains(&(PT_INTERP as usize)))
 }
 
 /// Ends at once, without destructors or exit handlers.
@@ -249,7 +256,9 @@ pub fn end(status: i32) -> ! {
 pub fn join_session_keyring(name: &str) -> io::Result<()> {
     let name = CString::new(name)?;
     // SAFETY: the operation reads a string that lives until the call returns.
-    let serial = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    let serial = unsafe {
+        libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr())
+    };
     if serial < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -304,8 +313,9 @@ pub struct Image {
 impl Image {
     /// The words as execve(2) wants them.
     pub fn new(path: &str, arguments: &[String], environment: &[String]) -> io::Result<Self> {
-        let strings =
-            |words: &[String]| words.iter().map(|w| CString::new(w.as_str())).collect::<Result<Vec<_>, _>>();
+        let strings = |words: &[String]| {
+            words.iter().map(|w| CString::new(w.as_str())).collect::<Result<Vec<_>, _>>()
+        };
         let words = [strings(arguments)?, strings(environment)?];
         let [argv, envp] = [pointers(&words[0]), pointers(&words[1])];
         Ok(Self { path: CString::new(path)?, argv, envp, _words: words })
@@ -326,7 +336,8 @@ mod tests {
 
     #[test]
     fn what_is_left_on_a_board_is_read_by_whoever_made_it() {
-        let file = super::super::fd::input(&[vec![0; BOARD_HEAD], b"content".to_vec()].concat()).unwrap();
+        let file =
+            super::super::fd::input(&[vec![0; BOARD_HEAD], b"content".to_vec()].concat()).unwrap();
         let board = Board::map(file.try_clone().unwrap()).unwrap();
         assert_eq!(board.content(), b"content");
         assert_eq!(Left::read(file.as_fd()).unwrap(), Left::default());
@@ -358,7 +369,9 @@ mod tests {
         assert!(!has_interpreter(&head(&[1, 2, 6])));
         assert!(has_interpreter(&head(&[6, 3, 1])));
         assert!(
-            has_interpreter(&head(&[1, 1])[..100]) && has_interpreter(b"#!/bin/sh") && has_interpreter(b"")
+            has_interpreter(&head(&[1, 1])[..100])
+                && has_interpreter(b"#!/bin/sh")
+                && has_interpreter(b"")
         );
     }
 }

@@ -1,5 +1,6 @@
-//! The program's beginning without the standard library's, which reads /proc/self/maps and sets up a second stack, to say that the first
-//! one has overflowed: a quarter of the system calls of `start`. Of the rest of it we do the same.
+//! The program's beginning without the standard library's, which reads /proc/self/maps and sets up
+//! a second stack, to say that the first one has overflowed: a quarter of the system calls of
+//! `start`. Of the rest of it we do the same.
 
 use rustix::fs::{Mode, OFlags};
 use std::{

@@ -12,8 +12,8 @@ use std::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Takes over a descriptor that `start` left open for us. Call once for each number, before anything else opens
-/// descriptors.
+/// Takes over a descriptor that `start` left open for us. Call once for each number, before
+/// anything else opens descriptors.
 pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_GETFD takes no pointer and fails with EBADF if the number is not open.
     let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
@@ -24,7 +24,8 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     if unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the number is open (checked above) and, by this function's contract, owned by nobody else.
+    // SAFETY: the number is open (checked above) and, by this function's contract, owned by nobody
+    // else.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -32,7 +33,8 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
 /// (close_range(2); where it is missing, /proc/self/fd names them).
 pub fn close_from(first: RawFd) {
     let Ok(from) = u32::try_from(first) else { return };
-    // SAFETY: the caller runs this before it opens anything, so no owned descriptor lies in the range.
+    // SAFETY: the caller runs this before it opens anything, so no owned descriptor lies in the
+    // range.
     if unsafe { libc::syscall(libc::SYS_close_range, from, u32::MAX, 0) } == 0 {
         return;
     }
@@ -50,12 +52,13 @@ pub fn close_from(first: RawFd) {
 
 /// Registers a descriptor with the event loop for one direction.
 pub fn watch(fd: Rc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Rc<OwnedFd>>> {
-    // SAFETY: the Rc keeps the descriptor open at least as long as the AsyncFd lives, and an OwnedFd never changes its
-    // number.
+    // SAFETY: the Rc keeps the descriptor open at least as long as the AsyncFd lives, and an
+    // OwnedFd never changes its number.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(Into::into)
 }
 
-/// Asks for a SIGIO to us whenever a file is renamed in this directory, until it is closed (fcntl(2), F_NOTIFY). The signal must have a handler.
+/// Asks for a SIGIO to us whenever a file is renamed in this directory, until it is closed
+/// (fcntl(2), F_NOTIFY). The signal must have a handler.
 pub fn notify_of_renames(directory: BorrowedFd<'_>) -> io::Result<()> {
     // linux/fcntl.h
     const DN_RENAME: libc::c_ulong = 0x10;
@@ -67,8 +70,8 @@ pub fn notify_of_renames(directory: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// An empty file in memory that can be sealed, and that nobody can execute: where `vm.memfd_noexec` is 2 there is
-/// no other (Linux 6.3, admin-guide/sysctl/vm.rst).
+/// An empty file in memory that can be sealed, and that nobody can execute: where `vm.memfd_noexec`
+/// is 2 there is no other (Linux 6.3, admin-guide/sysctl/vm.rst).
 pub fn memory_file(name: &CStr) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
@@ -90,7 +93,8 @@ pub fn input(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
-/// A descriptor from which this is read once: a pipe, if it takes all at once, since a service may have a limit of file sizes.
+/// A descriptor from which this is read once: a pipe, if it takes all at once, since a service may
+/// have a limit of file sizes.
 pub fn once(bytes: &[u8]) -> io::Result<OwnedFd> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&write, true)?;
@@ -103,8 +107,9 @@ pub fn once(bytes: &[u8]) -> io::Result<OwnedFd> {
 /// Descriptors that are kept free for what ends processes, and for clients.
 const KEPT_FREE: u64 = 32;
 
-/// Whether a process may be started, which takes a dozen descriptors. Not where only the last ones are left, `KEPT_FREE` or a
-/// quarter of a low limit: with those processes are killed and deleted, and a containerd that comes back is answered.
+/// Whether a process may be started, which takes a dozen descriptors. Not where only the last ones
+/// are left, `KEPT_FREE` or a quarter of a low limit: with those processes are killed and deleted,
+/// and a containerd that comes back is answered.
 pub fn has_room_for_a_process() -> bool {
     // The lowest free number.
     let free = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0);

@@ -1,4 +1,5 @@
-//! Id-mapped mounts (mount_setattr(2), Linux 5.12): files of one owner look as if they were another's.
+//! Id-mapped mounts (mount_setattr(2), Linux 5.12): files of one owner look as if they were
+//! another's.
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
@@ -6,11 +7,12 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
-/// A user namespace with these maps, in the format of /proc/PID/uid_map (user_namespaces(7)). Only for use in a process with one
-/// thread. The namespace lives as long as the descriptor.
+/// A user namespace with these maps, in the format of /proc/PID/uid_map (user_namespaces(7)). Only
+/// for use in a process with one thread. The namespace lives as long as the descriptor.
 pub fn user_namespace(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
     let (ready, tell) = pipe_with(PipeFlags::CLOEXEC)?;
-    // SAFETY: fork in a process with one thread; the child makes three system calls and allocates nothing.
+    // SAFETY: fork in a process with one thread; the child makes three system calls and allocates
+    // nothing.
     let pid = unsafe { libc::fork() };
     if pid < 0 {
         return Err(io::Error::last_os_error());

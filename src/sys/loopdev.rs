@@ -42,8 +42,8 @@ struct LoopInfo64 {
     init: [u64; 2],
 }
 
-/// Attaches `image` to a free device that goes away with its last user. Keep the returned file open until the device
-/// is mounted.
+/// Attaches `image` to a free device that goes away with its last user. Keep the returned file open
+/// until the device is mounted.
 pub fn attach(image: &Path, read_only: bool, direct: bool) -> io::Result<(File, PathBuf)> {
     let backing = OpenOptions::new().read(true).write(!read_only).open(image)?;
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
@@ -93,7 +93,8 @@ fn configure(device: RawFd, backing: RawFd, read_only: bool, direct: bool) -> io
         },
         reserved: [0; 8],
     };
-    // SAFETY: LOOP_CONFIGURE (5.8) reads one loop_config; ours has the kernel's layout and outlives the call.
+    // SAFETY: LOOP_CONFIGURE (5.8) reads one loop_config; ours has the kernel's layout and outlives
+    // the call.
     if unsafe { libc::ioctl(device, LOOP_CONFIGURE, &raw const config) } < 0 {
         return Err(io::Error::last_os_error());
     }

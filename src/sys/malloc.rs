@@ -3,8 +3,9 @@
 use super::program::Program;
 use std::process::Command;
 
-/// glibc keeps what is freed in a cache of its thread, some 200 KiB after a burst of calls, which malloc_trim(3) does not give back. It can be
-/// told to keep nothing only before main, by the environment (glibc manual, "Memory Allocation Tunables").
+/// glibc keeps what is freed in a cache of its thread, some 200 KiB after a burst of calls, which
+/// malloc_trim(3) does not give back. It can be told to keep nothing only before main, by the
+/// environment (glibc manual, "Memory Allocation Tunables").
 const VARIABLE: &str = "GLIBC_TUNABLES";
 const NO_CACHE: &str = "glibc.malloc.tcache_count=0";
 
@@ -35,7 +36,8 @@ pub fn tune() {
     }
 }
 
-/// Gives back what a burst of calls left behind (malloc_trim(3)); without it glibc keeps holes for ever.
+/// Gives back what a burst of calls left behind (malloc_trim(3)); without it glibc keeps holes for
+/// ever.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim takes an integer and locks the allocator itself.
@@ -44,7 +46,8 @@ pub fn trim() {
     }
 }
 
-/// Bytes of the heap that are in use, and that are free but kept (mallinfo(3)); `None` with another libc.
+/// Bytes of the heap that are in use, and that are free but kept (mallinfo(3)); `None` with another
+/// libc.
 pub fn heap() -> Option<(usize, usize)> {
     #[cfg(target_env = "gnu")]
     {

@@ -1,5 +1,5 @@
-//! The only place with `unsafe` and raw system calls. Wrappers take borrowed descriptors and return owned ones;
-//! EINTR and errno end here.
+//! The only place with `unsafe` and raw system calls. Wrappers take borrowed descriptors and return
+//! owned ones; EINTR and errno end here.
 #![allow(unsafe_code, reason = "this is the fence: each block says why it is sound")]
 
 pub mod enter;

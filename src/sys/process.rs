@@ -34,11 +34,14 @@ fn checked(pid: u32) -> io::Result<Pid> {
 pub fn signal_pidfd(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: the descriptor is borrowed, hence open; a null siginfo is allowed; flags must be 0.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0u32) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0u32)
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Sends a signal by number. Only for a child that has not been reaped: its pid cannot be anybody else's.
+/// Sends a signal by number. Only for a child that has not been reaped: its pid cannot be anybody
+/// else's.
 pub fn signal_child(pid: u32, signal: i32) -> io::Result<()> {
     let pid = checked(pid)?;
     // SAFETY: kill takes two integers; the pid is positive, so it names one process.
@@ -53,8 +56,8 @@ pub fn is_signal(number: u32) -> bool {
     number <= 64
 }
 
-/// Reaps the child `pid` through its pidfd if it has ended (waitid(2), P_PIDFD, since 5.4; 5.3 has pidfds
-/// and cannot wait for them: then by number, which is its own until it is reaped).
+/// Reaps the child `pid` through its pidfd if it has ended (waitid(2), P_PIDFD, since 5.4; 5.3 has
+/// pidfds and cannot wait for them: then by number, which is its own until it is reaped).
 /// `Ok(None)`: it lives, or it is not our child yet.
 pub fn reap_pidfd(pid: u32, pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
@@ -73,7 +76,9 @@ pub fn reap_pidfd(pid: u32, pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStat
 /// Whether it is a child of ours, living or not reaped.
 pub fn is_child(pid: u32) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    checked(pid).is_ok_and(|pid| rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).is_ok())
+    checked(pid).is_ok_and(|pid| {
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).is_ok()
+    })
 }
 
 /// Whether it is a child of ours that has ended and is not reaped.
@@ -92,7 +97,8 @@ pub fn reap_pid(pid: u32) -> io::Result<Option<ExitStatus>> {
     }
 }
 
-/// Waits for the end of a child, and reaps it; `None` if it goes on after the deadline. For processes without an event loop.
+/// Waits for the end of a child, and reaps it; `None` if it goes on after the deadline. For
+/// processes without an event loop.
 pub fn reap_until(pid: u32, deadline: Instant) -> Option<ExitStatus> {
     /// Between two looks where there are no pidfds.
     const PAUSE: Duration = Duration::from_millis(10);
@@ -106,9 +112,10 @@ pub fn reap_until(pid: u32, deadline: Instant) -> Option<ExitStatus> {
             return None;
         }
         let _ = match &pidfd {
-            Some(pidfd) => {
-                poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Timespec::try_from(left).ok().as_ref())
-            }
+            Some(pidfd) => poll(
+                &mut [PollFd::new(pidfd, PollFlags::IN)],
+                Timespec::try_from(left).ok().as_ref(),
+            ),
             None => poll(&mut [], Timespec::try_from(left.min(PAUSE)).ok().as_ref()),
         };
     }
@@ -133,15 +140,18 @@ fn shell_status(status: WaitStatus) -> ExitStatus {
     }
 }
 
-/// Makes orphaned descendants our children (PR_SET_CHILD_SUBREAPER): containers outlive the runtime that made them.
+/// Makes orphaned descendants our children (PR_SET_CHILD_SUBREAPER): containers outlive the runtime
+/// that made them.
 pub fn become_subreaper() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
-/// Gives up what the daemon does not need: supplementary groups, being dumped or traced by others than root, and creating files that
-/// others may write. Children get the umask back (see [`super::program`]).
+/// Gives up what the daemon does not need: supplementary groups, being dumped or traced by others
+/// than root, and creating files that others may write. Children get the umask back (see
+/// [`super::program`]).
 pub fn give_up_privileges() {
-    // SAFETY: no groups, so no pointer is read. Without CAP_SETGID (rootless) it fails, and nothing is lost.
+    // SAFETY: no groups, so no pointer is read. Without CAP_SETGID (rootless) it fails, and nothing
+    // is lost.
     unsafe { libc::setgroups(0, std::ptr::null()) };
     // SAFETY: prctl with integers.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
@@ -165,8 +175,9 @@ pub fn create_core_scheduling_cookie() -> io::Result<()> {
     Ok(rustix::thread::create_core_scheduling_cookie(rustix::process::getpgrp(), group)?)
 }
 
-/// Raises our soft limit of open files to the hard one: a pod may have more streams than the 1,024 files
-/// that systemd gives a service. Children get the limit back that we came with, as Go's runtime does it.
+/// Raises our soft limit of open files to the hard one: a pod may have more streams than the 1,024
+/// files that systemd gives a service. Children get the limit back that we came with, as Go's
+/// runtime does it.
 pub fn raise_open_files() {
     let came_with = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: came_with.maximum, maximum: came_with.maximum };
@@ -199,7 +210,8 @@ pub fn max_file_size() -> u64 {
     getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX)
 }
 
-/// Whether a process of ours has our own label of the security module (AppArmor, SELinux). `true` where there is none.
+/// Whether a process of ours has our own label of the security module (AppArmor, SELinux). `true`
+/// where there is none.
 pub fn is_labelled_as_we_are(pid: u32) -> bool {
     let label = |process: &str| std::fs::read(format!("/proc/{process}/attr/current")).ok();
     label(&pid.to_string()) == label("self")

@@ -1,5 +1,6 @@
-//! Starts programs. The child borrows our memory until it has become the program, and we stand still meanwhile (clone(2), CLONE_VM | CLONE_VFORK): a
-//! fork copies the page tables, and every page that we write after it.
+//! Starts programs. The child borrows our memory until it has become the program, and we stand
+//! still meanwhile (clone(2), CLONE_VM | CLONE_VFORK): a fork copies the page tables, and every
+//! page that we write after it.
 
 use rustix::{
     fs::{Mode, OFlags},
@@ -88,7 +89,8 @@ impl Program {
         self
     }
 
-    /// Starts it, to die with us (PR_SET_PDEATHSIG KILL), with these descriptors as 3, 4 … Returns its pid; nobody but the reaper waits for it.
+    /// Starts it, to die with us (PR_SET_PDEATHSIG KILL), with these descriptors as 3, 4 … Returns
+    /// its pid; nobody but the reaper waits for it.
     pub fn start(&self, streams: &Streams, more: &[OwnedFd]) -> io::Result<u32> {
         self.start_as(Bond::Dependent, streams, more)
     }
@@ -98,8 +100,9 @@ impl Program {
         self.start_as(Bond::Lasting, &[None, None, None], more)
     }
 
-    /// Like [`Program::start_lasting`], but we do not stand still until it has become the program, whose file system may hang. Why it did not
-    /// comes through `failed`: an error number, four bytes; that closes without a word when it has.
+    /// Like [`Program::start_lasting`], but we do not stand still until it has become the program,
+    /// whose file system may hang. Why it did not comes through `failed`: an error number, four
+    /// bytes; that closes without a word when it has.
     pub fn start_lasting_apart(&self, more: &[OwnedFd], failed: &OwnedFd) -> io::Result<u32> {
         self.start_apart(Bond::Lasting, &[None, None, None], more, failed)
     }
@@ -130,7 +133,8 @@ impl Program {
                 let Err(error) = become_program(becoming);
                 let number = error.raw_os_error().to_ne_bytes();
                 for place in [Some(failed.as_raw_fd()), becoming.told_at()].into_iter().flatten() {
-                    // SAFETY: the buffer is valid for its length; one of the two numbers is the pipe, the other may be closed.
+                    // SAFETY: the buffer is valid for its length; one of the two numbers is the
+                    // pipe, the other may be closed.
                     unsafe { libc::write(place, number.as_ptr().cast(), number.len()) };
                 }
                 127
@@ -154,21 +158,33 @@ impl Program {
         let nulls = [OFlags::RDONLY, OFlags::WRONLY, OFlags::WRONLY];
         let null = |(stream, access): (&Option<OwnedFd>, OFlags)| match stream {
             Some(_) => Ok(None),
-            None => rustix::fs::open("/dev/null", access | OFlags::CLOEXEC, Mode::empty()).map(Some),
+            None => {
+                rustix::fs::open("/dev/null", access | OFlags::CLOEXEC, Mode::empty()).map(Some)
+            }
         };
-        let nulls: Vec<Option<OwnedFd>> = streams.iter().zip(nulls).map(null).collect::<Result<_, _>>()?;
-        let streams =
-            streams.iter().zip(&nulls).filter_map(|(stream, null)| stream.as_ref().or(null.as_ref()));
+        let nulls: Vec<Option<OwnedFd>> =
+            streams.iter().zip(nulls).map(null).collect::<Result<_, _>>()?;
+        let streams = streams
+            .iter()
+            .zip(&nulls)
+            .filter_map(|(stream, null)| stream.as_ref().or(null.as_ref()));
         let sources: Vec<RawFd> = streams.chain(more).map(AsRawFd::as_raw_fd).collect();
-        let directory =
-            self.directory.as_ref().map(|path| c_string(path.as_os_str().as_bytes())).transpose()?;
+        let directory = self
+            .directory
+            .as_ref()
+            .map(|path| c_string(path.as_os_str().as_bytes()))
+            .transpose()?;
         let paths = self.candidates()?;
-        let arguments: Vec<CString> =
-            self.arguments.iter().map(|word| c_string(word.as_bytes())).collect::<io::Result<_>>()?;
+        let arguments: Vec<CString> = self
+            .arguments
+            .iter()
+            .map(|word| c_string(word.as_bytes()))
+            .collect::<io::Result<_>>()?;
         let variable = |(name, value): &(OsString, OsString)| {
             c_string([name.as_bytes(), b"=", value.as_bytes()].concat())
         };
-        let environment: Vec<CString> = self.environment.iter().map(variable).collect::<io::Result<_>>()?;
+        let environment: Vec<CString> =
+            self.environment.iter().map(variable).collect::<io::Result<_>>()?;
         let (argv, envp) = (pointers(&arguments), pointers(&environment));
         begin(&mut Becoming {
             paths: &paths,
@@ -203,9 +219,15 @@ impl Program {
         let path = self.environment.iter().find(|(name, _)| name == "PATH");
         let path = path.map_or(DEFAULT_PATH, |(_, value)| value.as_bytes());
         // What is relative would be so to the bundle.
-        let directories = path.split(|byte| *byte == b':').filter(|directory| directory.starts_with(b"/"));
+        let directories =
+            path.split(|byte| *byte == b':').filter(|directory| directory.starts_with(b"/"));
         let candidate = |directory: &[u8]| {
-            c_string(Path::new(OsStr::from_bytes(directory)).join(&self.path).into_os_string().into_vec())
+            c_string(
+                Path::new(OsStr::from_bytes(directory))
+                    .join(&self.path)
+                    .into_os_string()
+                    .into_vec(),
+            )
         };
         directories.map(candidate).collect()
     }
@@ -235,7 +257,8 @@ struct Becoming<'a> {
     directory: Option<&'a CString>,
     /// For descriptors 0, 1, 2 …
     sources: &'a [RawFd],
-    /// Where a child that is not waited for says why it failed. It keeps this one and its sources, and nothing else of ours: it may hang.
+    /// Where a child that is not waited for says why it failed. It keeps this one and its sources,
+    /// and nothing else of ours: it may hang.
     failed: Option<RawFd>,
     bond: Bond,
     parent: Pid,
@@ -252,8 +275,10 @@ impl Becoming<'_> {
 
 /// Runs the child until it has become the program, or has failed.
 fn borrow(becoming: &mut Becoming<'_>) -> io::Result<u32> {
-    let (access, kind) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK);
+    let (access, kind) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
+    );
     // A handler of ours in the child would write into the event loop.
     let before = super::signals::block()?;
     // SAFETY: a new mapping, at an address of the kernel's choice.
@@ -266,8 +291,8 @@ fn borrow(becoming: &mut Becoming<'_>) -> io::Result<u32> {
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // Stacks grow downwards.
     let top = stack.cast::<u8>().wrapping_add(STACK).cast();
-    // SAFETY: the child has this stack to itself; it uses `becoming` and what that borrows only until this call returns, since we are suspended; it
-    // makes system calls and nothing else.
+    // SAFETY: the child has this stack to itself; it uses `becoming` and what that borrows only
+    // until this call returns, since we are suspended; it makes system calls and nothing else.
     let pid = unsafe { libc::clone(child, top, flags, std::ptr::from_mut(becoming).cast()) };
     let failure = io::Error::last_os_error();
     super::signals::restore(&before);
@@ -279,7 +304,10 @@ fn borrow(becoming: &mut Becoming<'_>) -> io::Result<u32> {
     }
     // It has ended.
     let _ = rustix::io::retry_on_intr(|| {
-        rustix::process::waitpid(Pid::from_raw(pid.cast_signed()), rustix::process::WaitOptions::empty())
+        rustix::process::waitpid(
+            Pid::from_raw(pid.cast_signed()),
+            rustix::process::WaitOptions::empty(),
+        )
     });
     Err(io::Error::from_raw_os_error(becoming.error))
 }
@@ -322,7 +350,8 @@ fn become_program(becoming: &Becoming<'_>) -> Result<std::convert::Infallible, E
     super::signals::unblock().map_err(errno)?;
     let mut refusal = Errno::NOENT;
     for path in becoming.paths {
-        // SAFETY: the path is a C string, both lists end with a null pointer; all live until we are another program.
+        // SAFETY: the path is a C string, both lists end with a null pointer; all live until we are
+        // another program.
         unsafe { libc::execve(path.as_ptr(), becoming.argv.as_ptr(), becoming.envp.as_ptr()) };
         match errno(io::Error::last_os_error()) {
             Errno::NOENT | Errno::NOTDIR => {}
@@ -351,7 +380,8 @@ mod tests {
         drop(streams);
         let mut text = String::new();
         std::fs::File::from(read).read_to_string(&mut text).unwrap();
-        let (_, status) = waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty()).unwrap().unwrap();
+        let (_, status) =
+            waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty()).unwrap().unwrap();
         (text, status.exit_status())
     }
 
@@ -397,7 +427,8 @@ mod tests {
         assert_eq!(read(told), b"");
         // 4 is the directory that ls reads.
         assert_eq!(String::from_utf8(read(ours)).unwrap(), "0\n1\n2\n3\n4\n");
-        let reap = |pid: u32| waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty()).unwrap();
+        let reap =
+            |pid: u32| waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty()).unwrap();
         reap(pid);
         let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let pid = Program::new("/cleat-is-not-there").start_lasting_apart(&[], &failed).unwrap();

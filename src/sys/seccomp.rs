@@ -1,7 +1,7 @@
 //! Seccomp filters: taken from a process that waits (ptrace(2)), given to ourselves (seccomp(2)).
 //!
-//! What the runtime has made of a profile depends on its libseccomp and on the runtime itself. A filter that was taken back from the kernel is that
-//! filter.
+//! What the runtime has made of a profile depends on its libseccomp and on the runtime itself. A
+//! filter that was taken back from the kernel is that filter.
 
 use std::{
     io::{self, Read},
@@ -14,7 +14,8 @@ const PTRACE_SECCOMP_GET_METADATA: i64 = 0x420d;
 /// linux/seccomp.h
 const SECCOMP_SET_MODE_FILTER: libc::c_ulong = 1;
 const SECCOMP_FILTER_FLAG_SPEC_ALLOW: u32 = 4;
-/// Most instructions of a filter (linux/bpf_common.h, BPF_MAXINSNS), and filters of a process that are looked at.
+/// Most instructions of a filter (linux/bpf_common.h, BPF_MAXINSNS), and filters of a process that
+/// are looked at.
 const MAX_INSTRUCTIONS: usize = 4096;
 const MAX_FILTERS: usize = 64;
 
@@ -27,15 +28,18 @@ pub struct Filter {
     instructions: Vec<u64>,
 }
 
-/// The filters of a process, oldest first. Stops it for a moment: it must be one that waits in a system call which goes on as if nothing had been, and
-/// that will run no code of its own meanwhile. To be called in a helper: it waits for the process to stop.
+/// The filters of a process, oldest first. Stops it for a moment: it must be one that waits in a
+/// system call which goes on as if nothing had been, and that will run no code of its own
+/// meanwhile. To be called in a helper: it waits for the process to stop.
 pub fn filters_of(pid: u32) -> io::Result<Vec<Filter>> {
     let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
     trace(i64::from(libc::PTRACE_SEIZE), pid, 0, 0)?;
     trace(i64::from(libc::PTRACE_INTERRUPT), pid, 0, 0)?;
     let mut status = 0;
     // SAFETY: the status is written by the call; a tracee of ours may be waited for.
-    if unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) } != pid || !libc::WIFSTOPPED(status) {
+    if unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) } != pid
+        || !libc::WIFSTOPPED(status)
+    {
         return Err(io::Error::other("it does not stop"));
     }
     let mut filters = newest_first(pid);
@@ -58,14 +62,20 @@ fn newest_first(pid: libc::pid_t) -> io::Result<Vec<Filter>> {
         trace(PTRACE_SECCOMP_GET_FILTER, pid, number, instructions.as_mut_ptr().addr())?;
         // struct seccomp_metadata: which filter, its flags.
         let mut metadata = [number as u64, 0];
-        trace(PTRACE_SECCOMP_GET_METADATA, pid, size_of_val(&metadata), metadata.as_mut_ptr().addr())?;
+        trace(
+            PTRACE_SECCOMP_GET_METADATA,
+            pid,
+            size_of_val(&metadata),
+            metadata.as_mut_ptr().addr(),
+        )?;
         let flags = u32::try_from(metadata[1]).map_err(io::Error::other)?;
         filters.push(Filter { flags, instructions });
     }
     Err(io::Error::other("too many filters"))
 }
 
-/// A request whose data, if it is not 0, is the address of memory of the size that the request writes.
+/// A request whose data, if it is not 0, is the address of memory of the size that the request
+/// writes.
 fn trace(request: i64, pid: libc::pid_t, address: usize, data: usize) -> io::Result<usize> {
     // SAFETY: by the contract above.
     let result = unsafe { libc::syscall(libc::SYS_ptrace, request, pid, address, data) };
@@ -73,7 +83,8 @@ fn trace(request: i64, pid: libc::pid_t, address: usize, data: usize) -> io::Res
 }
 
 impl Filter {
-    /// Not a flag that the kernel tells: without it a filter may turn mitigations of speculation on.
+    /// Not a flag that the kernel tells: without it a filter may turn mitigations of speculation
+    /// on.
     pub fn allow_speculation(&mut self) {
         self.flags |= SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     }
@@ -84,9 +95,11 @@ impl Filter {
         let filter = self.instructions.as_ptr().cast::<libc::sock_filter>().cast_mut();
         let program = libc::sock_fprog { len: length, filter };
         let flags = libc::c_ulong::from(self.flags);
-        // SAFETY: the program is as long as it says, and lives until the call returns; a sock_filter is 8 bytes.
-        let result =
-            unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+        // SAFETY: the program is as long as it says, and lives until the call returns; a
+        // sock_filter is 8 bytes.
+        let result = unsafe {
+            libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+        };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::io;
 
-/// Those whose default would end the process, besides the ones that the daemon handles (TERM, INT, CHLD, USR1, ALRM), the ones that report
-/// a fault of ours (ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS) and PIPE, which the standard library ignores.
+/// Those whose default would end the process, besides the ones that the daemon handles (TERM, INT,
+/// CHLD, USR1, ALRM), the ones that report a fault of ours (ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS)
+/// and PIPE, which the standard library ignores.
 const HARMLESS: [libc::c_int; 10] = [
     libc::SIGHUP,
     libc::SIGQUIT,
@@ -19,8 +20,8 @@ const HARMLESS: [libc::c_int; 10] = [
 
 extern "C" fn nothing(_signal: libc::c_int) {}
 
-/// Survives them. By a handler that does nothing, not by SIG_IGN: execve(2) resets handlers, while containers would inherit
-/// ignored signals.
+/// Survives them. By a handler that does nothing, not by SIG_IGN: execve(2) resets handlers, while
+/// containers would inherit ignored signals.
 pub fn survive_harmless() {
     let realtime = libc::SIGRTMIN()..=libc::SIGRTMAX();
     for signal in HARMLESS.into_iter().chain(realtime) {
@@ -30,7 +31,8 @@ pub fn survive_harmless() {
     }
 }
 
-/// Makes sure that our children can be waited for: whoever ignores SIGCHLD, which a program inherits, has none (sigaction(2), `SA_NOCLDWAIT`).
+/// Makes sure that our children can be waited for: whoever ignores SIGCHLD, which a program
+/// inherits, has none (sigaction(2), `SA_NOCLDWAIT`).
 pub fn expect_children() {
     // SAFETY: integers; the default needs no code of ours.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
@@ -45,8 +47,9 @@ pub fn survive_termination() {
     }
 }
 
-/// Keeps every signal waiting until [`unblock`], or until the mask that it returns is [restored](restore): a daemon that is told to end before it
-/// listens would die and leave its socket. A fault of ours still ends us: the kernel does not let those wait. Async-signal-safe.
+/// Keeps every signal waiting until [`unblock`], or until the mask that it returns is
+/// [restored](restore): a daemon that is told to end before it listens would die and leave its
+/// socket. A fault of ours still ends us: the kernel does not let those wait. Async-signal-safe.
 pub(super) fn block() -> io::Result<libc::sigset_t> {
     mask(libc::SIG_BLOCK, &all())
 }
@@ -62,10 +65,13 @@ pub(super) fn restore(before: &libc::sigset_t) {
     let _ = mask(libc::SIG_SETMASK, before);
 }
 
-/// Takes the daemon's handlers away, in a child that goes on with our code: they write into the event loop's descriptors by number, and
-/// there those numbers may be something else. PIPE, which the standard library ignores, is as programs expect it. Async-signal-safe.
+/// Takes the daemon's handlers away, in a child that goes on with our code: they write into the
+/// event loop's descriptors by number, and there those numbers may be something else. PIPE, which
+/// the standard library ignores, is as programs expect it. Async-signal-safe.
 pub(super) fn forget_handlers() {
-    for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGIO, libc::SIGPIPE] {
+    for signal in
+        [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGIO, libc::SIGPIPE]
+    {
         // SAFETY: integers; the default needs no code of ours.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }

@@ -1,4 +1,5 @@
-//! Helpers: children that go on with our code. Programs: `program.rs`. Whoever starts either tells the reaper.
+//! Helpers: children that go on with our code. Programs: `program.rs`. Whoever starts either tells
+//! the reaper.
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -21,14 +22,21 @@ pub(super) const BEYOND: RawFd = 128;
 /// What is kept of a program's output, bytes.
 const MAX_OUTPUT: usize = 2048;
 
-/// Starts the daemon: own process group, `descriptors` as 3, 4 …, signals blocked until it calls `signals::unblock`. Does not wait until the program
-/// runs, which is a quarter of `start`: if it cannot be run, the child calls `failed` and ends, and its descriptors close with it.
-pub fn daemon(mut command: Command, descriptors: Vec<OwnedFd>, failed: impl FnOnce()) -> io::Result<u32> {
+/// Starts the daemon: own process group, `descriptors` as 3, 4 …, signals blocked until it calls
+/// `signals::unblock`. Does not wait until the program runs, which is a quarter of `start`: if it
+/// cannot be run, the child calls `failed` and ends, and its descriptors close with it.
+pub fn daemon(
+    mut command: Command,
+    descriptors: Vec<OwnedFd>,
+    failed: impl FnOnce(),
+) -> io::Result<u32> {
     command.process_group(0);
     let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    // SAFETY: the hook duplicates descriptors, on memory allocated before the fork, and sets the signal mask.
+    // SAFETY: the hook duplicates descriptors, on memory allocated before the fork, and sets the
+    // signal mask.
     unsafe {
-        command.pre_exec(move || place(&numbers, 3).and_then(|()| super::signals::block().map(drop)));
+        command
+            .pre_exec(move || place(&numbers, 3).and_then(|()| super::signals::block().map(drop)));
     }
     // Before the fork: a signal to the child must wait too.
     let before = super::signals::block()?;
@@ -44,8 +52,8 @@ pub fn daemon(mut command: Command, descriptors: Vec<OwnedFd>, failed: impl FnOn
 /// Most descriptors that [`place`] takes: the helper of native execs gets one a cgroup hierarchy.
 const MAX_PLACED: usize = 48;
 
-/// Puts `numbers[i]` at descriptor `first` + i, without close-on-exec. First out of the way, then into place, so that none
-/// overwrites another. Async-signal-safe.
+/// Puts `numbers[i]` at descriptor `first` + i, without close-on-exec. First out of the way, then
+/// into place, so that none overwrites another. Async-signal-safe.
 pub(super) fn place(numbers: &[RawFd], first: RawFd) -> io::Result<()> {
     let mut parked = [-1; MAX_PLACED];
     let too_many = || io::Error::from_raw_os_error(libc::E2BIG);
@@ -69,11 +77,13 @@ pub(super) fn place(numbers: &[RawFd], first: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Forks a helper that runs `work` and ends: for system calls that may block in the kernel (mount, unmount). On an error it
-/// writes the text into `report` and ends with status 1. Returns the helper's pid.
+/// Forks a helper that runs `work` and ends: for system calls that may block in the kernel (mount,
+/// unmount). On an error it writes the text into `report` and ends with status 1. Returns the
+/// helper's pid.
 ///
-/// The helper keeps none of our descriptors but `report`: it may live long, and must not hold pipes or sockets open.
-/// The process has one thread, so the child may allocate; it must not touch the event loop.
+/// The helper keeps none of our descriptors but `report`: it may live long, and must not hold pipes
+/// or sockets open. The process has one thread, so the child may allocate; it must not touch the
+/// event loop.
 pub fn helper(report: OwnedFd, work: impl FnOnce() -> Result<(), String>) -> io::Result<u32> {
     forked(|| {
         super::signals::forget_handlers();
@@ -96,8 +106,9 @@ pub fn helper(report: OwnedFd, work: impl FnOnce() -> Result<(), String>) -> io:
     })
 }
 
-/// Runs a program to its end, in a [`helper`]: nobody else may wait. Returns how it ended and the beginning of what it printed; it may leave a
-/// daemon behind that keeps its output open. At the end of `limit` its process group is killed.
+/// Runs a program to its end, in a [`helper`]: nobody else may wait. Returns how it ended and the
+/// beginning of what it printed; it may leave a daemon behind that keeps its output open. At the
+/// end of `limit` its process group is killed.
 pub fn to_its_end(command: &mut Command, limit: Duration) -> io::Result<(ExitStatus, String)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)?;
@@ -138,8 +149,8 @@ pub fn errand(work: impl FnOnce()) -> io::Result<u32> {
     })
 }
 
-/// A process of its own that outlives us, for work that we wait for no longer than we like. It keeps one descriptor, as 0: whoever reads our
-/// outputs must see their end when we end.
+/// A process of its own that outlives us, for work that we wait for no longer than we like. It
+/// keeps one descriptor, as 0: whoever reads our outputs must see their end when we end.
 pub fn apart(kept: &OwnedFd, work: impl FnOnce(BorrowedFd<'_>)) -> io::Result<u32> {
     forked(|| {
         super::signals::forget_handlers();
@@ -157,13 +168,15 @@ pub fn apart(kept: &OwnedFd, work: impl FnOnce(BorrowedFd<'_>)) -> io::Result<u3
 }
 
 pub(super) fn forked(child: impl FnOnce() -> libc::c_int) -> io::Result<u32> {
-    // SAFETY: fork in a process with one thread: no lock can be held by a thread that is missing in the child.
+    // SAFETY: fork in a process with one thread: no lock can be held by a thread that is missing in
+    // the child.
     let pid = unsafe { libc::fork() };
     match pid {
         ..0 => Err(io::Error::last_os_error()),
         0 => {
             let status = child();
-            // SAFETY: _exit ends the child without running destructors or exit handlers of the parent's state.
+            // SAFETY: _exit ends the child without running destructors or exit handlers of the
+            // parent's state.
             unsafe { libc::_exit(status) }
         }
         1.. => Ok(pid.unsigned_abs()),

@@ -1,19 +1,20 @@
 //! The stack of a process that mostly sleeps.
 
-/// As deep as the stack is expected to have been, bytes. No other mapping is that near below it: the kernel keeps a mebibyte free
-/// (`stack_guard_gap`).
+/// As deep as the stack is expected to have been, bytes. No other mapping is that near below it:
+/// the kernel keeps a mebibyte free (`stack_guard_gap`).
 const DEPTH: usize = 256 << 10;
 
-/// Gives back what deeper calls have left behind below us (madvise(2)): the kernel keeps each page that was ever touched. For the
-/// main thread only.
+/// Gives back what deeper calls have left behind below us (madvise(2)): the kernel keeps each page
+/// that was ever touched. For the main thread only.
 pub fn release() {
     let here = 0_u8;
     let page = rustix::param::page_size();
     // Further down than what this function and its call need themselves.
     let top = (std::ptr::addr_of!(here).addr() & !(page - 1)).saturating_sub(page);
     let from = std::ptr::without_provenance_mut(top.saturating_sub(DEPTH));
-    // SAFETY: nothing below the frame that runs is in use, and a page more is left alone. Where the stack does not reach that far nothing
-    // is mapped, which is an error (ENOMEM) after the rest has been done.
+    // SAFETY: nothing below the frame that runs is in use, and a page more is left alone. Where the
+    // stack does not reach that far nothing is mapped, which is an error (ENOMEM) after the rest
+    // has been done.
     unsafe { libc::madvise(from, DEPTH, libc::MADV_DONTNEED) };
 }
 

@@ -1,11 +1,16 @@
-//! Sees that the event loop hangs. SIGALRM interrupts whatever it hangs in; two alarms in the same turn of the loop are a hang. A hung loop cannot write its
-//! own dump, so the alarm's handler does: what was done last, and where the program stands.
+//! Sees that the event loop hangs. SIGALRM interrupts whatever it hangs in; two alarms in the same
+//! turn of the loop are a hang. A hung loop cannot write its own dump, so the alarm's handler does:
+//! what was done last, and where the program stands.
 //!
-//! What sleeps uninterruptibly (state D: a dead file system) takes no signal either. It is told when it is over: the alarm came late.
+//! What sleeps uninterruptibly (state D: a dead file system) takes no signal either. It is told
+//! when it is over: the alarm came late.
 //!
-//! Costs two stores a turn, one signal in `PERIOD` seconds while there is work, one more when it has ended, then nothing.
+//! Costs two stores a turn, one signal in `PERIOD` seconds while there is work, one more when it
+//! has ended, then nothing.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed,
+};
 
 /// Seconds between two looks: a turn that lasts twice as long has been seen for certain.
 const PERIOD: libc::c_uint = 5;
@@ -60,7 +65,8 @@ fn dump(line: &mut Line, context: *mut libc::c_void, turn: u64) {
     line.text(b"watchdog: === BEGIN dump of the hung loop === turn ");
     line.number(turn, 10);
     if let Some((counter, arguments)) = registers(context) {
-        // Beside the program's beginning, for addr2line; the arguments are those of a system call that was interrupted.
+        // Beside the program's beginning, for addr2line; the arguments are those of a system call
+        // that was interrupted.
         line.text(b" at start+0x");
         line.number(counter.wrapping_sub(start()), 16);
         line.text(b" arguments");
@@ -103,9 +109,9 @@ pub fn note(parts: &[&str]) {
     };
     for part in parts {
         // Ids and names of ours; nothing that would end the line or a quotation.
-        part.bytes()
-            .take(128)
-            .for_each(|byte| put(if matches!(byte, b' '..=b'~') && byte != b'"' { byte } else { b'?' }));
+        part.bytes().take(128).for_each(|byte| {
+            put(if matches!(byte, b' '..=b'~') && byte != b'"' { byte } else { b'?' })
+        });
     }
     put(b'\n');
     NOTED.store(at, Relaxed);
@@ -154,7 +160,8 @@ impl Line {
         let end = b"\" shim=cleat\n";
         self.bytes[self.length..self.length + end.len()].copy_from_slice(end);
         self.length += end.len();
-        // SAFETY: write is async-signal-safe; the bytes are initialised. The log fifo does not block.
+        // SAFETY: write is async-signal-safe; the bytes are initialised. The log fifo does not
+        // block.
         unsafe { libc::write(libc::STDERR_FILENO, self.bytes.as_ptr().cast(), self.length) };
     }
 }
@@ -162,7 +169,8 @@ impl Line {
 /// Where the program was interrupted, and its first three argument registers.
 #[cfg(target_arch = "x86_64")]
 fn registers(context: *mut libc::c_void) -> Option<(u64, [u64; 3])> {
-    // SAFETY: with SA_SIGINFO the kernel passes a ucontext_t, or null; nothing else refers to it while the handler runs.
+    // SAFETY: with SA_SIGINFO the kernel passes a ucontext_t, or null; nothing else refers to it
+    // while the handler runs.
     let registers = unsafe { context.cast::<libc::ucontext_t>().as_ref() }?.uc_mcontext.gregs;
     let get = |register: libc::c_int| {
         registers
@@ -215,7 +223,8 @@ pub fn watch() {
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as libc::sighandler_t;
     action.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
-    // SAFETY: the handler touches atomics and its own stack, and makes async-signal-safe calls only; `action` is initialised.
+    // SAFETY: the handler touches atomics and its own stack, and makes async-signal-safe calls
+    // only; `action` is initialised.
     unsafe { libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()) };
 }
 

@@ -192,7 +192,10 @@ fn state(shim: &Shim, id: &Id, exec: Option<&Id>) -> Result<api::StateResponse, 
 
 fn process_info((pid, exec): (u32, Option<Id>)) -> api::ProcessInfo {
     let info = exec.map(|exec| {
-        Any::pack(options::PROCESS_DETAILS_URL, &options::ProcessDetails { exec_id: exec.to_string() })
+        Any::pack(
+            options::PROCESS_DETAILS_URL,
+            &options::ProcessDetails { exec_id: exec.to_string() },
+        )
     });
     api::ProcessInfo { pid, info }
 }

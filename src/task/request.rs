@@ -75,7 +75,8 @@ pub(super) fn create(r: CreateTaskRequest) -> Result<Create, Status> {
 /// A path that the runtime may be given.
 fn clean(what: &str, text: &str) -> Result<PathBuf, Status> {
     let path = PathBuf::from(text);
-    let straight = path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    let straight =
+        path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
     if !path.is_absolute() || !straight || text.contains('\0') {
         return Err(invalid(format!("{what} {text:?} is not an absolute, clean path")));
     }
@@ -113,7 +114,9 @@ pub(super) fn checkpoint(r: CheckpointTaskRequest) -> Result<(Id, SaveState), St
 
 /// Runtime options; none is the default.
 fn options(any: Option<Any>) -> Result<Options, Status> {
-    any.as_ref().map_or_else(|| Ok(Options::default()), options::read).map_err(|e| invalid(told(&e)))
+    any.as_ref()
+        .map_or_else(|| Ok(Options::default()), options::read)
+        .map_err(|e| invalid(told(&e)))
 }
 
 /// Exec: the spec is a JSON object, or null; its `terminal` is the request's.
@@ -176,8 +179,11 @@ mod tests {
     #[test]
     fn hostile_requests_are_refused_with_the_right_code() {
         let create_with = |id: &str, bundle: &str| {
-            let r =
-                CreateTaskRequest { id: id.into(), bundle: bundle.into(), ..CreateTaskRequest::default() };
+            let r = CreateTaskRequest {
+                id: id.into(),
+                bundle: bundle.into(),
+                ..CreateTaskRequest::default()
+            };
             create(r).map(|_| ()).map_err(|status| status.code)
         };
         assert_eq!(create_with("a", "/run/a"), Ok(()));
@@ -192,7 +198,10 @@ mod tests {
             assert_eq!(signal(number).unwrap_err().code, Code::InvalidArgument as i32);
         }
         assert_eq!(signal(64), Ok(64));
-        assert_eq!(decode::<CreateTaskRequest>(&[0xff]).unwrap_err().code, Code::InvalidArgument as i32);
+        assert_eq!(
+            decode::<CreateTaskRequest>(&[0xff]).unwrap_err().code,
+            Code::InvalidArgument as i32
+        );
     }
 
     #[test]
@@ -215,7 +224,10 @@ mod tests {
             };
             exec(r).map(|e| String::from_utf8(e.spec).unwrap())
         };
-        assert_eq!(spec(r#"{"args":["x"],"terminal":false}"#).unwrap(), r#"{"args":["x"],"terminal":true}"#);
+        assert_eq!(
+            spec(r#"{"args":["x"],"terminal":false}"#).unwrap(),
+            r#"{"args":["x"],"terminal":true}"#
+        );
         assert!(spec("[]").is_err());
         assert!(spec("").is_err());
     }

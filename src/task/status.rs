@@ -1,4 +1,5 @@
-//! A room's error → ttrpc code and text: the only place. Where Go's shim has no class for an error it answers Unknown, and so do we.
+//! A room's error → ttrpc code and text: the only place. Where Go's shim has no class for an error
+//! it answers Unknown, and so do we.
 
 use crate::{
     container::Refusal,
@@ -16,16 +17,18 @@ impl From<ShimError> for Status {
             | ShimError::NoSuchContainer
             | ShimError::NoCgroup
             | ShimError::GivenUp(_)
-            | ShimError::Refused(Refusal::NoExec(_) | Refusal::DeleteLive("deleted")) => Code::NotFound,
-            ShimError::Exists(_) | ShimError::Refused(Refusal::ExecExists(_)) => Code::AlreadyExists,
+            | ShimError::Refused(Refusal::NoExec(_) | Refusal::DeleteLive("deleted")) => {
+                Code::NotFound
+            }
+            ShimError::Exists(_) | ShimError::Refused(Refusal::ExecExists(_)) => {
+                Code::AlreadyExists
+            }
             ShimError::TooMany(..) => Code::ResourceExhausted,
             ShimError::Ending => Code::Unavailable,
-            ShimError::Refused(Refusal::DeleteLive(_) | Refusal::InitGone(_)) | ShimError::NotStarted => {
-                Code::FailedPrecondition
-            }
-            ShimError::Runtime { failure: Failure::DeadlineExceeded { .. }, .. } | ShimError::Abandoned => {
-                Code::DeadlineExceeded
-            }
+            ShimError::Refused(Refusal::DeleteLive(_) | Refusal::InitGone(_))
+            | ShimError::NotStarted => Code::FailedPrecondition,
+            ShimError::Runtime { failure: Failure::DeadlineExceeded { .. }, .. }
+            | ShimError::Abandoned => Code::DeadlineExceeded,
             ShimError::Stdio(e) if e.is_bad_request() => Code::InvalidArgument,
             ShimError::Spool(_) => Code::InvalidArgument,
             ShimError::Refused(_)
@@ -42,7 +45,8 @@ impl From<ShimError> for Status {
     }
 }
 
-/// What Go's `%w` of an error class (containerd/errdefs) adds to the text. Clients of old look for it.
+/// What Go's `%w` of an error class (containerd/errdefs) adds to the text. Clients of old look for
+/// it.
 fn sentinel(error: &ShimError) -> &'static str {
     match error {
         ShimError::NotCreated

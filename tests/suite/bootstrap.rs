@@ -61,14 +61,17 @@ fn a_daemon_that_is_told_to_end_before_it_listens_removes_its_socket() {
     }
 }
 
-/// The daemon's environment is a little larger than that of `start`: one that has just room for the one has none for the other.
+/// The daemon's environment is a little larger than that of `start`: one that has just room for the
+/// one has none for the other.
 #[test]
 fn a_daemon_that_cannot_be_executed_leaves_no_address() {
     let place = Place::new("toolarge");
     place.bundle("a", "{}");
     let padded = |count: usize, rest: usize, action: &str| {
         let mut command = Command::new(shim_binary());
-        command.args(["-namespace", "cleat-test", "-id", "a", "-address"]).arg(place.dir.join("c.sock"));
+        command
+            .args(["-namespace", "cleat-test", "-id", "a", "-address"])
+            .arg(place.dir.join("c.sock"));
         command.arg(action).current_dir(place.dir.join("a")).env("TTRPC_ADDRESS", "/nowhere");
         command.envs((0..count).map(|i| (format!("PAD{i:04}"), "x".repeat(16 << 10))));
         command.env("REST", "x".repeat(rest)).stdin(Stdio::null());
@@ -86,7 +89,9 @@ fn a_daemon_that_cannot_be_executed_leaves_no_address() {
     let count = most(&|count| padded(count, 0, "-what").is_ok());
     let rest = most(&|rest| padded(count, rest, "-what").is_ok());
     let address = stdout(&padded(count, rest, "start").unwrap());
-    until("the socket has gone", || !socket(&address).exists() && !place.dir.join("a/address").exists());
+    until("the socket has gone", || {
+        !socket(&address).exists() && !place.dir.join("a/address").exists()
+    });
     assert_eq!(place.daemons(), [0; 0]);
 }
 
@@ -97,10 +102,15 @@ fn scar_30_simultaneous_starts_make_one_daemon() {
     for round in 0..5 {
         let ids: Vec<String> = (0..8).map(|i| format!("r{round}c{i}")).collect();
         for id in &ids {
-            place.bundle(id, &format!(r#"{{"annotations":{{"io.containerd.runc.v2.group":"g{round}"}}}}"#));
+            place.bundle(
+                id,
+                &format!(r#"{{"annotations":{{"io.containerd.runc.v2.group":"g{round}"}}}}"#),
+            );
         }
-        let starts: Vec<_> =
-            ids.iter().map(|id| place.command(id, "start").stdin(Stdio::null()).spawn().unwrap()).collect();
+        let starts: Vec<_> = ids
+            .iter()
+            .map(|id| place.command(id, "start").stdin(Stdio::null()).spawn().unwrap())
+            .collect();
         let answers: Vec<String> =
             starts.into_iter().map(|child| stdout(&child.wait_with_output().unwrap())).collect();
         assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
@@ -155,7 +165,10 @@ fn plain_options_are_told_from_bootstrap_params() {
     let place = Place::new("any");
     place.bundle("a", "{}");
     let options = Any::pack(OPTIONS_URL, &Options { root: "/x".into(), ..Options::default() });
-    assert!(stdout(&place.start("a", &options.encode_to_vec())).starts_with("unix:///run/containerd/s/"));
+    assert!(
+        stdout(&place.start("a", &options.encode_to_vec()))
+            .starts_with("unix:///run/containerd/s/")
+    );
 }
 
 // rust-extensions #366. Defence: `Caller::parse` tells the senders apart; `start::Undo`.
@@ -165,8 +178,10 @@ fn scar_65_bad_input_is_refused_with_a_message_and_leaves_nothing() {
     place.bundle("a", "{}");
     place.bundle("broken", "{");
     fs::create_dir_all(place.dir.join("empty")).unwrap();
-    let missing_cgroup =
-        Any::pack(OPTIONS_URL, &Options { shim_cgroup: "/cleat-test-nope".into(), ..Options::default() });
+    let missing_cgroup = Any::pack(
+        OPTIONS_URL,
+        &Options { shim_cgroup: "/cleat-test-nope".into(), ..Options::default() },
+    );
     let broken_options = Any { type_url: OPTIONS_URL.into(), value: vec![0xff; 9] };
     let huge = vec![0; (10 << 20) + 1];
     let cases: [(&str, &[u8], &str); 7] = [
@@ -178,8 +193,11 @@ fn scar_65_bad_input_is_refused_with_a_message_and_leaves_nothing() {
         ("empty", b"", "config.json"),
         (
             "a",
-            &Any::pack(OPTIONS_URL, &Options { shim_cgroup: "../../..".into(), ..Options::default() })
-                .encode_to_vec(),
+            &Any::pack(
+                OPTIONS_URL,
+                &Options { shim_cgroup: "../../..".into(), ..Options::default() },
+            )
+            .encode_to_vec(),
             "shim cgroup",
         ),
     ];
@@ -188,7 +206,10 @@ fn scar_65_bad_input_is_refused_with_a_message_and_leaves_nothing() {
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(output.stdout.is_empty(), "{text}");
-        assert!(message.starts_with("containerd-shim-cleat-v2: ") && message.contains(text), "{message}");
+        assert!(
+            message.starts_with("containerd-shim-cleat-v2: ") && message.contains(text),
+            "{message}"
+        );
         assert_eq!(message.lines().count(), 1, "{message}");
         assert!(!place.dir.join(id).join("address").exists());
         until("no daemon is left", || place.daemons().is_empty());
@@ -265,7 +286,8 @@ fn scar_33_delete_is_idempotent_quiet_and_calls_no_runtime_without_state() {
     let runtime = place.dir.join("runtime");
     fs::write(&runtime, format!("#!/bin/sh\ntouch {}/called\n", place.dir.display())).unwrap();
     fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::write(bundle.join("options.json"), format!(r#"{{"binary_name":"{}"}}"#, runtime.display())).unwrap();
+    fs::write(bundle.join("options.json"), format!(r#"{{"binary_name":"{}"}}"#, runtime.display()))
+        .unwrap();
     fs::write(bundle.join("init.pid"), "4711").unwrap();
     // Left by the daemon that has seen the runtime's record, which is no more.
     fs::write(bundle.join("record-seen"), "").unwrap();
@@ -333,7 +355,10 @@ fn a_lock_that_somebody_else_holds_is_not_waited_for_without_end() {
 fn version_and_info() {
     let version = Command::new(shim_binary()).arg("-v").output().unwrap();
     let text = stdout(&version);
-    assert!(text.contains("containerd-shim-cleat-v2") && text.contains(env!("CARGO_PKG_VERSION")), "{text}");
+    assert!(
+        text.contains("containerd-shim-cleat-v2") && text.contains(env!("CARGO_PKG_VERSION")),
+        "{text}"
+    );
     let mut command = Command::new(shim_binary());
     command.arg("-info").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let output = feed(command, b"");

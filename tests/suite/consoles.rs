@@ -9,7 +9,8 @@ use std::{
     io::{Read, Write},
 };
 
-/// How many descriptors of a console's master a process has: what containerd's own test counts (`lsof | grep ptmx`).
+/// How many descriptors of a console's master a process has: what containerd's own test counts
+/// (`lsof | grep ptmx`).
 fn masters(pid: u32) -> usize {
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     entries
@@ -214,7 +215,8 @@ fn getty_opens_the_console_anew_for_each_login() {
 fn job_control_and_su_work_at_a_console() {
     let rig = Rig::new();
     let users = "root:x:0:0:root:/root:/bin/sh\\nu:x:1000:1000::/tmp:/bin/sh\\n";
-    let script = format!("mkdir -p /root /tmp; printf '{users}' >/etc/passwd; export PS1='$ '; exec sh -i");
+    let script =
+        format!("mkdir -p /root /tmp; printf '{users}' >/etc/passwd; export PS1='$ '; exec sh -i");
     let mut terminal = at_console(&rig, &script);
     terminal.read_until("$ ");
     // ^C ends the job, not the shell.
@@ -249,11 +251,13 @@ fn jobs(rig: &Rig, name: &str) -> Vec<char> {
     children.into_iter().filter(|(pid, _)| is_job(pid)).map(|(_, state)| state).collect()
 }
 
-/// Debian as `./dev console` makes it, in which systemd is the init: boots to its login, says nothing for a while, and goes on.
+/// Debian as `./dev console` makes it, in which systemd is the init: boots to its login, says
+/// nothing for a while, and goes on.
 #[test]
 #[ignore = "needs a Debian with systemd, which ./dev console makes"]
 fn systemd_boots_to_its_login_and_its_console_goes_on_after_silence() {
-    let root = std::env::var("CLEAT_TEST_DEBIAN").unwrap_or_else(|_| "target/console/root".to_owned());
+    let root =
+        std::env::var("CLEAT_TEST_DEBIAN").unwrap_or_else(|_| "target/console/root".to_owned());
     let root = std::fs::canonicalize(root).unwrap();
     let seconds = std::env::var("CLEAT_SILENCE_SECONDS").ok().and_then(|text| text.parse().ok());
     let silence = std::time::Duration::from_secs(seconds.unwrap_or(5));
@@ -261,8 +265,12 @@ fn systemd_boots_to_its_login_and_its_console_goes_on_after_silence() {
     // A layer of its own above it.
     let [upper, work, merged] = ["upper", "work", "merged"].map(|name| rig.dir.join(name));
     [&upper, &work, &merged].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
-    let layers =
-        format!("lowerdir={},upperdir={},workdir={}", root.display(), upper.display(), work.display());
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        root.display(),
+        upper.display(),
+        work.display()
+    );
     let mut mount = std::process::Command::new("mount");
     mount.args(["-t", "overlay", "overlay", "-o", &layers]).arg(&merged);
     assert!(mount.status().unwrap().success());
@@ -292,7 +300,16 @@ fn systemd_boots_to_its_login_and_its_console_goes_on_after_silence() {
         terminal.read_until("login:");
     }
     // Whoever is in the container writes to its console as well.
-    rig.ctr(["task", "exec", "--exec-id", "e", "a", "/bin/sh", "-c", "echo said by another >/dev/console"]);
+    rig.ctr([
+        "task",
+        "exec",
+        "--exec-id",
+        "e",
+        "a",
+        "/bin/sh",
+        "-c",
+        "echo said by another >/dev/console",
+    ]);
     terminal.read_until("said by another");
     support::kill(rig.init("a"), libc::SIGKILL);
     terminal.end();

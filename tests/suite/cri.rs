@@ -1,4 +1,5 @@
-//! Kubernetes' side: pods through the CRI plugin, by crictl. `./dev cri PEERS` runs them, one after the other.
+//! Kubernetes' side: pods through the CRI plugin, by crictl. `./dev cri PEERS` runs them, one after
+//! the other.
 
 use crate::{
     streams,
@@ -59,7 +60,8 @@ fn config(dir: &Path) -> String {
 
 impl Cri {
     fn new() -> Self {
-        let crictl = std::env::var_os("CLEAT_TEST_CRICTL").expect("CLEAT_TEST_CRICTL names crictl").into();
+        let crictl =
+            std::env::var_os("CLEAT_TEST_CRICTL").expect("CLEAT_TEST_CRICTL names crictl").into();
         let rig = Rig::with_config(&containerd_binary(), Some("k8s.io"), |dir| {
             // A pod's network: a pair of interfaces, nothing that outlives it.
             let network = json!({
@@ -87,7 +89,11 @@ impl Cri {
         assert!(shim_binary().exists());
         let pause = rig.dir.join("pause.tar");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/image");
-        let made = Command::new(script).arg(&pause).args([PAUSE, r#"["sleep","1000000"]"#]).status().unwrap();
+        let made = Command::new(script)
+            .arg(&pause)
+            .args([PAUSE, r#"["sleep","1000000"]"#])
+            .status()
+            .unwrap();
         assert!(made.success());
         for tar in [pause, image()] {
             rig.ctr(["image", "import", "--no-unpack", tar.to_str().unwrap()]);
@@ -158,7 +164,14 @@ impl Cri {
     }
 
     /// Creates and starts a container of a pod; `more` is laid over its configuration.
-    fn container(&self, pod: &str, pod_name: &str, name: &str, script: &str, more: Value) -> String {
+    fn container(
+        &self,
+        pod: &str,
+        pod_name: &str,
+        name: &str,
+        script: &str,
+        more: Value,
+    ) -> String {
         let mut content = json!({
             "metadata": {"name": name, "attempt": 0}, "image": {"image": IMAGE},
             "command": ["sh", "-c", script], "log_path": format!("{name}.log"), "linux": {},
@@ -194,7 +207,8 @@ impl Cri {
 #[ignore = "needs crictl: ./dev cri"]
 fn a_pod_by_each_handler_logs_exec_and_removal() {
     let cri = Cri::new();
-    // By runtime_path; by a handler of its own with options in a file, and in containerd's configuration.
+    // By runtime_path; by a handler of its own with options in a file, and in containerd's
+    // configuration.
     for handler in ["runc", "cleat", "body"] {
         let _ = fs::remove_file(cri.rig.dir.join("oci-called"));
         let pod = cri.pod(handler, &Pod { handler, ..Pod::default() });
@@ -290,8 +304,11 @@ fn logs_are_rotated_without_a_gap() {
     }
     cri.ok(&["stop", "-t", "0", &id]);
     texts.push(read_all(&log));
-    let numbers: Vec<u64> =
-        texts.concat().lines().map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+    let numbers: Vec<u64> = texts
+        .concat()
+        .lines()
+        .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+        .collect();
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no line is missing");
     cri.remove(&pod);
 }
@@ -315,20 +332,21 @@ fn stats_oom_reason_and_termination_message() {
     assert_eq!(read_all(&message), "why it ended");
     assert_eq!(cri.status(&id)["reason"], "Error");
 
-    let limit =
-        json!({"resources": {"memory_limit_in_bytes": 16 << 20, "memory_swap_limit_in_bytes": 16 << 20}});
+    let limit = json!({"resources": {"memory_limit_in_bytes": 16 << 20, "memory_swap_limit_in_bytes": 16 << 20}});
     let id = cri.container(&pod, "res", "eat", "tail /dev/zero", json!({"linux": limit}));
     let status = cri.until_exited(&id);
     assert_eq!((&status["exitCode"], &status["reason"]), (&json!(137), &json!("OOMKilled")));
 
     let id = cri.container(&pod, "res", "idle", "sleep 1000", json!({}));
-    let stats: Value = serde_json::from_str(&cri.ok(&["stats", "-o", "json", "--id", &id])).unwrap();
+    let stats: Value =
+        serde_json::from_str(&cri.ok(&["stats", "-o", "json", "--id", &id])).unwrap();
     let memory = &stats["stats"][0]["memory"]["workingSetBytes"]["value"];
     assert!(memory.as_str().is_some_and(|bytes| bytes.parse::<u64>().unwrap() > 0), "{stats}");
     cri.remove(&pod);
 }
 
-// containerd #9342, #11511. Defence: `io/copy/spool.rs`; its size comes from the handler's options. CLEAT_AWAY_SECONDS: for how long (4).
+// containerd #9342, #11511. Defence: `io/copy/spool.rs`; its size comes from the handler's options.
+// CLEAT_AWAY_SECONDS: for how long (4).
 #[test]
 #[ignore = "needs crictl: ./dev cri"]
 fn scar_16_a_pod_that_logs_does_not_feel_that_containerd_stands_still() {
@@ -346,7 +364,10 @@ fn scar_16_a_pod_that_logs_does_not_feel_that_containerd_stands_still() {
     fs::write(format!("{root}/leave"), "").unwrap();
     cri.until_exited(&id);
     let log = read_all(cri.rig.dir.join("logs/talks/app.log"));
-    assert_eq!(streams::complaint(log.lines().map(|line| line.rsplit(' ').next().unwrap()), lines), None);
+    assert_eq!(
+        streams::complaint(log.lines().map(|line| line.rsplit(' ').next().unwrap()), lines),
+        None
+    );
     assert!(slowest <= 5, "a write took {slowest} hundredths of a second");
     cri.remove(&pod);
 }
@@ -380,9 +401,14 @@ fn containerd_restarts_under_a_pod() {
         let log = cri.rig.dir.join("logs").join(pod).join("count.log");
         let before = read_all(&log).lines().count();
         until("the log goes on", || read_all(&log).lines().count() > before + 5);
-        let numbers: Vec<u64> =
-            read_all(&log).lines().map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
-        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no line of {pod} is missing");
+        let numbers: Vec<u64> = read_all(&log)
+            .lines()
+            .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+            .collect();
+        assert!(
+            numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
+            "no line of {pod} is missing"
+        );
     }
     cri.remove(&direct_pod);
     cri.remove(&pod);
@@ -392,7 +418,8 @@ fn containerd_restarts_under_a_pod() {
 #[ignore = "needs crictl: ./dev cri"]
 fn namespaces_read_only_root_and_mount_propagation() {
     let cri = Cri::new();
-    // hostPID: the host's processes are seen, and all of the container's are gone when its init has ended.
+    // hostPID: the host's processes are seen, and all of the container's are gone when its init has
+    // ended.
     let host = json!({"security_context": {"namespace_options": {"pid": 2}}});
     let pod = cri.pod("host", &Pod { linux: host.clone(), ..Pod::default() });
     let id = cri.container(
@@ -406,7 +433,9 @@ fn namespaces_read_only_root_and_mount_propagation() {
     cri.ok(&["exec", "-s", &id, "test", "-e", &format!("/proc/{own}")]);
     assert_eq!(cri.until_exited(&id)["exitCode"], 2);
     until("its other processes are gone", || {
-        !crate::support::all_pids().iter().any(|pid| crate::support::cmdline(*pid) == ["sleep", "1001"])
+        !crate::support::all_pids()
+            .iter()
+            .any(|pid| crate::support::cmdline(*pid) == ["sleep", "1001"])
     });
     cri.remove(&pod);
 
@@ -434,8 +463,9 @@ fn namespaces_read_only_root_and_mount_propagation() {
     // HostToContainer: what is mounted on the host later appears inside.
     let volume = cri.rig.dir.join("volume");
     fs::create_dir_all(volume.join("sub")).unwrap();
-    let mount =
-        |arguments: &[&str]| assert!(Command::new("mount").args(arguments).status().unwrap().success());
+    let mount = |arguments: &[&str]| {
+        assert!(Command::new("mount").args(arguments).status().unwrap().success())
+    };
     let path = volume.to_str().unwrap();
     mount(&["--bind", path, path]);
     mount(&["--make-rshared", path]);
@@ -465,7 +495,8 @@ fn user_namespaces() {
     // The layers are mapped, not changed.
     let program = format!("/proc/{}/root/bin/busybox", cri.rig.init(&pod));
     assert_eq!(fs::metadata(program).unwrap().uid(), host);
-    let mut content = json!({"metadata": {"name": "app"}, "image": {"image": IMAGE}, "linux": linux});
+    let mut content =
+        json!({"metadata": {"name": "app"}, "image": {"image": IMAGE}, "linux": linux});
     content["command"] = json!(["sleep", "1000"]);
     let config = cri.file("app.container.json", &content);
     let pod_config = cri.rig.dir.join("user.pod.json");
@@ -475,7 +506,8 @@ fn user_namespaces() {
         assert_eq!(cri.ok(&["exec", "-s", &id, "id", "-u"]), "0");
         assert_eq!(read_all(format!("/proc/{}/uid_map", cri.rig.init(&id))), map);
     } else {
-        // containerd maps a container's volumes only if the OCI runtime says that it can: runc from 1.2, crun from 1.9.
+        // containerd maps a container's volumes only if the OCI runtime says that it can: runc from
+        // 1.2, crun from 1.9.
         let message = String::from_utf8_lossy(&started.stderr).into_owned();
         assert!(message.contains("idmap mounts not supported"), "{message}");
     }

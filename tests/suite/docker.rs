@@ -1,4 +1,5 @@
-//! Docker's daemon on a private containerd, with cleat as its runtime. `./dev docker` installs what they need and runs them.
+//! Docker's daemon on a private containerd, with cleat as its runtime. `./dev docker` installs what
+//! they need and runs them.
 
 use crate::support::{CLEAT, RUNC, Rig, image, kill, read_all, until};
 use std::{
@@ -16,8 +17,10 @@ fn dockerd() -> String {
 fn runtime() -> &'static str {
     let output = Command::new(dockerd()).arg("--version").output().expect("dockerd is installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let major =
-        text.split_whitespace().nth(2).and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    let major = text
+        .split_whitespace()
+        .nth(2)
+        .and_then(|version| version.split('.').next()?.parse::<u32>().ok());
     if major.unwrap_or(0) < 23 { RUNC } else { CLEAT }
 }
 
@@ -40,9 +43,15 @@ impl Docker {
         let dir = &self.rig.dir;
         let at = |name: &str| dir.join(name).to_string_lossy().into_owned();
         fs::write(dir.join("daemon.json"), "{}").unwrap();
-        let log = fs::File::options().create(true).append(true).open(dir.join("dockerd.log")).unwrap();
+        let log =
+            fs::File::options().create(true).append(true).open(dir.join("dockerd.log")).unwrap();
         let daemon = Command::new(dockerd())
-            .args(["--containerd", &at("c.sock"), "--host", &format!("unix://{}", at("docker.sock"))])
+            .args([
+                "--containerd",
+                &at("c.sock"),
+                "--host",
+                &format!("unix://{}", at("docker.sock")),
+            ])
             .args(["--containerd-namespace", &self.rig.namespace])
             .args(["--containerd-plugins-namespace", &format!("{}-plugins", self.rig.namespace)])
             .args([
@@ -53,7 +62,13 @@ impl Docker {
                 "--pidfile",
                 &at("docker.pid"),
             ])
-            .args(["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"])
+            .args([
+                "--bridge",
+                "none",
+                "--iptables=false",
+                "--ip6tables=false",
+                "--ip-forward=false",
+            ])
             .args(["--cgroup-parent", &format!("/{}", self.rig.namespace), "--live-restore"])
             .args(["--config-file", &at("daemon.json"), "--storage-driver", "overlay2"])
             .env_remove("NOTIFY_SOCKET")
@@ -96,7 +111,12 @@ impl Docker {
         assert!(
             output.status.success(),
             "docker {arguments:?}: {stderr}\n{}",
-            read_all(self.rig.dir.join("dockerd.log")).lines().rev().take(10).collect::<Vec<_>>().join("\n")
+            read_all(self.rig.dir.join("dockerd.log"))
+                .lines()
+                .rev()
+                .take(10)
+                .collect::<Vec<_>>()
+                .join("\n")
         );
         String::from_utf8(output.stdout).unwrap()
     }
@@ -190,11 +210,19 @@ fn exec_with_and_without_input() {
 #[ignore = "needs dockerd: ./dev docker"]
 fn logs_follow_and_attach() {
     let docker = Docker::new();
-    docker.start("one", &["-d"], &["sh", "-c", "for i in 1 2 3 4 5; do echo line $i; sleep 0.1; done"]);
+    docker.start(
+        "one",
+        &["-d"],
+        &["sh", "-c", "for i in 1 2 3 4 5; do echo line $i; sleep 0.1; done"],
+    );
     assert_eq!(docker.ok(&["logs", "-f", "one"]), "line 1\nline 2\nline 3\nline 4\nline 5\n");
     docker.start("two", &["-d", "-i"], &["sh", "-c", "read x; echo got $x; exit 3"]);
-    let mut child =
-        docker.command(&["attach", "two"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = docker
+        .command(&["attach", "two"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     // Kept open: docker detaches when its stdin ends.
     let mut stdin = child.stdin.take().unwrap();
     std::io::Write::write_all(&mut stdin, b"something\n").unwrap();
@@ -229,8 +257,15 @@ fn restart_policy_and_healthcheck() {
     until("it was restarted", || docker.inspect("one", ".RestartCount") == "3");
     until("it has exited", || docker.inspect("one", ".State.Status") == "exited");
     assert_eq!(docker.inspect("one", ".State.ExitCode"), "4");
-    let check =
-        ["-d", "--health-cmd", "test -e /healthy", "--health-interval", "200ms", "--health-retries", "2"];
+    let check = [
+        "-d",
+        "--health-cmd",
+        "test -e /healthy",
+        "--health-interval",
+        "200ms",
+        "--health-retries",
+        "2",
+    ];
     docker.start("two", &check, &["sleep", "1000"]);
     until("it is unhealthy", || docker.inspect("two", ".State.Health.Status") == "unhealthy");
     docker.ok(&["exec", "two", "touch", "/healthy"]);
@@ -244,7 +279,11 @@ fn stats_and_the_oom_flag() {
     docker.start("one", &["-d", "-m", "64m"], &["sleep", "1000"]);
     let stats = docker.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "one"]);
     assert!(stats.contains("/ 64MiB") && stats.trim().ends_with(" 1"), "{stats}");
-    docker.start("two", &["-d", "-m", "16m", "--memory-swap", "16m"], &["sh", "-c", "tail /dev/zero"]);
+    docker.start(
+        "two",
+        &["-d", "-m", "16m", "--memory-swap", "16m"],
+        &["sh", "-c", "tail /dev/zero"],
+    );
     until("it has exited", || docker.inspect("two", ".State.Status") == "exited");
     assert_eq!(docker.inspect("two", ".State.OOMKilled"), "true");
 }
@@ -253,7 +292,11 @@ fn stats_and_the_oom_flag() {
 #[ignore = "needs dockerd: ./dev docker"]
 fn live_restore_keeps_containers_over_a_restart_of_the_daemon() {
     let mut docker = Docker::new();
-    docker.start("one", &["-d"], &["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"]);
+    docker.start(
+        "one",
+        &["-d"],
+        &["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"],
+    );
     let pid = docker.inspect("one", ".State.Pid");
     for signal in [libc::SIGTERM, libc::SIGKILL] {
         docker.end_daemon(signal);
@@ -265,7 +308,8 @@ fn live_restore_keeps_containers_over_a_restart_of_the_daemon() {
     }
     let before = docker.ok(&["logs", "one"]).lines().count();
     until("its output goes on", || docker.ok(&["logs", "one"]).lines().count() > before);
-    let lines: Vec<u64> = docker.ok(&["logs", "one"]).lines().map(|line| line.parse().unwrap()).collect();
+    let lines: Vec<u64> =
+        docker.ok(&["logs", "one"]).lines().map(|line| line.parse().unwrap()).collect();
     assert!(lines.windows(2).all(|pair| pair[1] == pair[0] + 1), "no line is missing");
     docker.ok(&["kill", "one"]);
 }

@@ -1,4 +1,5 @@
-//! What people read when something fails, and the hint in it: a test for each line of docs/errors.md.
+//! What people read when something fails, and the hint in it: a test for each line of
+//! docs/errors.md.
 
 use crate::support::{
     self, CLEAT, Direct, IMAGE, Place, RUNC, Rig, exec_request, process, process_spec, read_all,
@@ -35,7 +36,8 @@ fn assert_told(text: &str, sentence: &str, test: &str) {
 
 /// `ctr run` that fails, as a user sees it.
 fn refused(rig: &Rig, flags: &[&str], command: &[&str]) -> String {
-    let output = rig.try_ctr([&["run", "--rm", "--null-io"], flags, &[IMAGE, "a"], command].concat());
+    let output =
+        rig.try_ctr([&["run", "--rm", "--null-io"], flags, &[IMAGE, "a"], command].concat());
     assert!(!output.status.success());
     let _ = rig.try_ctr(["container", "delete", "a"]);
     String::from_utf8(output.stderr).unwrap().trim_start_matches("ctr: ").to_owned()
@@ -45,7 +47,11 @@ fn refused(rig: &Rig, flags: &[&str], command: &[&str]) -> String {
 fn a_missing_runtime() {
     let rig = Rig::new();
     let text = refused(&rig, &["--runtime", RUNC, "--runc-binary", "nonesuch"], &["true"]);
-    assert_told(&text, "exec: \"nonesuch\": executable file not found in $PATH", "a_missing_runtime");
+    assert_told(
+        &text,
+        "exec: \"nonesuch\": executable file not found in $PATH",
+        "a_missing_runtime",
+    );
 }
 
 #[test]
@@ -86,7 +92,8 @@ fn a_volume_that_is_not_there() {
 fn create(change: impl FnOnce(&mut api::CreateTaskRequest)) -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let place = Place::new(&format!("errors-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
-    let config = r#"{"ociVersion":"1.0.2","process":{"cwd":"/","args":["true"]},"root":{"path":"rootfs"}}"#;
+    let config =
+        r#"{"ociVersion":"1.0.2","process":{"cwd":"/","args":["true"]},"root":{"path":"rootfs"}}"#;
     let bundle = place.bundle("a", config);
     let (mut direct, mut request) = started(&place, &bundle);
     change(&mut request);
@@ -109,8 +116,13 @@ fn mount(kind: &str, source: &str, options: &[&str]) -> Vec<Mount> {
 
 #[test]
 fn a_snapshot_that_has_gone() {
-    let text = create(|request| request.rootfs = mount("bind", "/no/such/snapshot", &["rbind", "rw"]));
-    assert_told(&text, "failed to mount rootfs component: mount source", "a_snapshot_that_has_gone");
+    let text =
+        create(|request| request.rootfs = mount("bind", "/no/such/snapshot", &["rbind", "rw"]));
+    assert_told(
+        &text,
+        "failed to mount rootfs component: mount source",
+        "a_snapshot_that_has_gone",
+    );
 }
 
 #[test]
@@ -174,13 +186,18 @@ fn options_that_are_wrong() {
     let text = create(|request| {
         request.options = generic(GenericOptions { config_body: body, ..Default::default() })
     });
-    assert_told(&text, "runtime option SystemdCgroup is no boolean but a string", "options_that_are_wrong");
+    assert_told(
+        &text,
+        "runtime option SystemdCgroup is no boolean but a string",
+        "options_that_are_wrong",
+    );
 }
 
 #[test]
 fn options_of_another_runtime() {
-    let text =
-        create(|request| request.options = Some(Any { type_url: "kata.Options".into(), value: vec![8, 1] }));
+    let text = create(|request| {
+        request.options = Some(Any { type_url: "kata.Options".into(), value: vec![8, 1] })
+    });
     assert_told(&text, "unknown options type \"kata.Options\"", "options_of_another_runtime");
 }
 
@@ -188,7 +205,11 @@ fn options_of_another_runtime() {
 fn options_in_a_file_that_is_not_there() {
     let options = GenericOptions { config_path: "/no/such.toml".into(), ..Default::default() };
     let text = create(|request| request.options = generic(options));
-    assert_told(&text, "read runtime options from /no/such.toml", "options_in_a_file_that_is_not_there");
+    assert_told(
+        &text,
+        "read runtime options from /no/such.toml",
+        "options_in_a_file_that_is_not_there",
+    );
 }
 
 #[test]
@@ -196,7 +217,8 @@ fn a_shim_cgroup_that_is_not_there() {
     let place = Place::new("shim-cgroup");
     place.bundle("a", "{}");
     let options = Options { shim_cgroup: "/no/such/cgroup".into(), ..Default::default() };
-    let input = Any { type_url: OPTIONS_URL.into(), value: options.encode_to_vec() }.encode_to_vec();
+    let input =
+        Any { type_url: OPTIONS_URL.into(), value: options.encode_to_vec() }.encode_to_vec();
     let output = place.start("a", &input);
     assert!(!output.status.success() && output.stdout.is_empty());
     let text = String::from_utf8(output.stderr).unwrap();
@@ -305,7 +327,10 @@ fn out_of_processes() {
     let text = exec_without(
         |shim| {
             let old = read_all(format!("/proc/{shim}/cgroup"));
-            let old = old.lines().find(|line| line.contains(":pids:") || line.starts_with("0::")).unwrap();
+            let old = old
+                .lines()
+                .find(|line| line.contains(":pids:") || line.starts_with("0::"))
+                .unwrap();
             let old = old.rsplit(':').next().unwrap().to_owned();
             before.set(Some(old));
             std::fs::write(cgroup.join("cgroup.procs"), shim.to_string()).unwrap();
@@ -314,8 +339,11 @@ fn out_of_processes() {
         |shim| {
             let old = before.take().unwrap();
             let root = cgroup.parent().unwrap();
-            std::fs::write(root.join(old.trim_start_matches('/')).join("cgroup.procs"), shim.to_string())
-                .unwrap();
+            std::fs::write(
+                root.join(old.trim_start_matches('/')).join("cgroup.procs"),
+                shim.to_string(),
+            )
+            .unwrap();
         },
     );
     support::until("the cgroup is empty", || std::fs::remove_dir(&cgroup).is_ok());
@@ -341,8 +369,8 @@ fn a_read_only_file_system() {
 #[test]
 fn a_checkpoint_that_fails() {
     let rig = Rig::new();
-    let flags =
-        rig.runtime_script("case \" $* \" in *' checkpoint '*) echo 'criu failed' >&2; exit 1;; esac");
+    let flags = rig
+        .runtime_script("case \" $* \" in *' checkpoint '*) echo 'criu failed' >&2; exit 1;; esac");
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     rig.run_with(&flags, "a", &["sleep", "1000"]);
     let path = rig.dir.join("checkpoint").to_string_lossy().into_owned();
@@ -357,8 +385,11 @@ fn a_socket_path_that_is_too_long() {
     let place = Place::new("long");
     place.bundle("a", "{}");
     let socket_dir = format!("/run/{}", "d".repeat(60));
-    let params =
-        cleat::protocol::bootstrap::Params { instance_id: "a".into(), socket_dir, ..Default::default() };
+    let params = cleat::protocol::bootstrap::Params {
+        instance_id: "a".into(),
+        socket_dir,
+        ..Default::default()
+    };
     let output = place.start("a", &params.encode_to_vec());
     assert!(!output.status.success());
     assert_told(
@@ -372,8 +403,10 @@ fn a_socket_path_that_is_too_long() {
 #[test]
 fn the_table_and_the_tests_are_the_same() {
     let root = env!("CARGO_MANIFEST_DIR");
-    let (table, here) =
-        (read_all(format!("{root}/docs/errors.md")), read_all(format!("{root}/tests/suite/errors.rs")));
+    let (table, here) = (
+        read_all(format!("{root}/docs/errors.md")),
+        read_all(format!("{root}/tests/suite/errors.rs")),
+    );
     let units = read_all(format!("{root}/src/remedy.rs"));
     let mut named = Vec::new();
     for line in table.lines().filter(|line| line.starts_with("| `")) {

@@ -43,7 +43,8 @@ fn scar_71_no_event_is_lost_when_shims_end_at_once() {
     }
 }
 
-// containerd #4400, #3177. Defence: `EventQueue` keeps the head; `Publisher::answer` probes instead of sending twice.
+// containerd #4400, #3177. Defence: `EventQueue` keeps the head; `Publisher::answer` probes instead
+// of sending twice.
 #[test]
 fn scar_53_events_wait_while_containerd_is_stopped() {
     let rig = Rig::new();
@@ -57,12 +58,14 @@ fn scar_53_events_wait_while_containerd_is_stopped() {
     }
     kill(containerd, libc::SIGCONT);
     events.wait_for("exit", 50);
-    let exits: Vec<u64> = events.all().iter().filter(|e| e.topic == "exit").map(|e| e.status).collect();
+    let exits: Vec<u64> =
+        events.all().iter().filter(|e| e.topic == "exit").map(|e| e.status).collect();
     assert_eq!(exits, (0..50).collect::<Vec<u64>>());
     rig.remove("a");
 }
 
-// containerd #5502, rust-extensions #59. Defence: `remove_socket` first, then the flush, in `serve`.
+// containerd #5502, rust-extensions #59. Defence: `remove_socket` first, then the flush, in
+// `serve`.
 #[test]
 fn scar_49_sigterm_flushes_events_removes_the_socket_and_leaves_the_container() {
     let rig = Rig::new();
@@ -85,8 +88,15 @@ fn scar_70_signals_that_mean_nothing_end_nothing_and_usr1_dumps() {
     let shim = rig.shim();
     let deadly = [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGSTOP];
     // Faults of the program itself; nobody sends them to be polite.
-    let faults =
-        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
+    let faults = [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGILL,
+        libc::SIGFPE,
+        libc::SIGABRT,
+        libc::SIGTRAP,
+        libc::SIGSYS,
+    ];
     for signal in (1..=31).filter(|n| !deadly.contains(n) && !faults.contains(n)) {
         kill(shim, signal);
         kill(shim, libc::SIGCONT);
@@ -135,7 +145,8 @@ fn scar_53_five_thousand_exits_while_containerd_is_stopped_for_ten_minutes() {
     for worker in 0..8 {
         for number in 0..625 {
             let exec = format!(":e{worker}-{number}");
-            let of_exec: Vec<&str> = told.iter().filter_map(|topic| topic.strip_suffix(&*exec)).collect();
+            let of_exec: Vec<&str> =
+                told.iter().filter_map(|topic| topic.strip_suffix(&*exec)).collect();
             assert_eq!(of_exec, ["exec-added", "exec-started", "exit"], "{exec}");
         }
     }

@@ -14,7 +14,8 @@ fn exit_codes_0_to_255_and_signals_of_execs() {
     for code in 0..=255 {
         assert_eq!(direct.exec_to_end("a", &format!("c{code}"), &format!("exit {code}")), code);
     }
-    // Those that end no process: CHLD, CONT, STOP, TSTP, TTIN, TTOU, URG, WINCH. And youki's processes inherit an ignored PIPE.
+    // Those that end no process: CHLD, CONT, STOP, TSTP, TTIN, TTOU, URG, WINCH. And youki's
+    // processes inherit an ignored PIPE.
     let mut harmless = vec![17, 18, 19, 20, 21, 22, 23, 28];
     if support::oci_runtime() == "youki" {
         harmless.push(13);
@@ -22,11 +23,16 @@ fn exit_codes_0_to_255_and_signals_of_execs() {
     for signal in (1..=31).filter(|n| !harmless.contains(n)).chain([34, 64]) {
         let exec = format!("s{signal}");
         let spec = support::process_spec(&["sleep", "1000"]);
-        direct.call::<cleat::protocol::Empty>("Exec", &support::exec_request("a", &exec, &spec)).unwrap();
+        direct
+            .call::<cleat::protocol::Empty>("Exec", &support::exec_request("a", &exec, &spec))
+            .unwrap();
         let process = api::ProcessRequest { id: "a".into(), exec_id: exec.clone() };
         let started: api::PidResponse = direct.call("Start", &process).unwrap();
-        // runc may return while its own init, which handles some signals, is about to become the program.
-        until("the program runs", || cmdline(started.pid).first().is_some_and(|name| name == "sleep"));
+        // runc may return while its own init, which handles some signals, is about to become the
+        // program.
+        until("the program runs", || {
+            cmdline(started.pid).first().is_some_and(|name| name == "sleep")
+        });
         let kill = api::KillRequest { id: "a".into(), exec_id: exec, signal, all: false };
         direct.call::<cleat::protocol::Empty>("Kill", &kill).unwrap();
         let waited: api::WaitResponse = direct.call("Wait", &process).unwrap();
@@ -41,18 +47,36 @@ fn exit_codes_and_signals_of_inits() {
     for code in [0, 1, 7, 126, 127, 128, 137, 255] {
         let id = format!("c{code}");
         let script = format!("exit {code}");
-        let output =
-            rig.try_ctr(["run", "--rm", "--null-io", "--runtime", CLEAT, IMAGE, &id, "sh", "-c", &script]);
+        let output = rig.try_ctr([
+            "run",
+            "--rm",
+            "--null-io",
+            "--runtime",
+            CLEAT,
+            IMAGE,
+            &id,
+            "sh",
+            "-c",
+            &script,
+        ]);
         assert_eq!(output.status.code(), Some(code));
     }
     for signal in [libc::SIGTERM, libc::SIGKILL, libc::SIGSEGV, 34, 64] {
         let id = format!("s{signal}");
-        // The kernel protects pid 1 of a namespace from signals without a handler, so the host's namespace it is.
-        rig.run_with(&["--runtime", CLEAT, "--with-ns", &host_pid_namespace()], &id, &["sleep", "1000"]);
+        // The kernel protects pid 1 of a namespace from signals without a handler, so the host's
+        // namespace it is.
+        rig.run_with(
+            &["--runtime", CLEAT, "--with-ns", &host_pid_namespace()],
+            &id,
+            &["sleep", "1000"],
+        );
         let process = api::ProcessRequest { id: id.clone(), exec_id: String::new() };
         let mut direct = rig.direct(&id);
-        let kill =
-            api::KillRequest { id: id.clone(), signal: signal.unsigned_abs(), ..api::KillRequest::default() };
+        let kill = api::KillRequest {
+            id: id.clone(),
+            signal: signal.unsigned_abs(),
+            ..api::KillRequest::default()
+        };
         direct.call::<cleat::protocol::Empty>("Kill", &kill).unwrap();
         let waited: api::WaitResponse = direct.call("Wait", &process).unwrap();
         assert_eq!(waited.exit_status, 128 + signal.unsigned_abs());
@@ -60,15 +84,26 @@ fn exit_codes_and_signals_of_inits() {
     }
 }
 
-// containerd #9719, #932. Defence: the `BirthGuard` of `Caller::create` keeps unknown zombies until the pid is watched.
+// containerd #9719, #932. Defence: the `BirthGuard` of `Caller::create` keeps unknown zombies until
+// the pid is watched.
 #[test]
 fn scar_06_inits_that_die_at_once() {
     let rig = Rig::new();
     let events = rig.events();
     for i in 0..30 {
         let id = format!("a{i}");
-        let output =
-            rig.try_ctr(["run", "--rm", "--null-io", "--runtime", CLEAT, IMAGE, &id, "sh", "-c", "exit 7"]);
+        let output = rig.try_ctr([
+            "run",
+            "--rm",
+            "--null-io",
+            "--runtime",
+            CLEAT,
+            IMAGE,
+            &id,
+            "sh",
+            "-c",
+            "exit 7",
+        ]);
         assert_eq!(output.status.code(), Some(7));
     }
     events.wait_for("delete", 30);
@@ -81,7 +116,8 @@ fn scar_06_inits_that_die_at_once() {
 #[test]
 fn scar_06_an_exec_that_dies_before_its_runtime_call_returns() {
     let rig = Rig::new();
-    let script = "case \"$*\" in *' exec '*) runc \"$@\"; status=$?; sleep 0.2; exit $status;; esac";
+    let script =
+        "case \"$*\" in *' exec '*) runc \"$@\"; status=$?; sleep 0.2; exit $status;; esac";
     let flags = rig.runtime_script(script);
     rig.run_with(&flags.each_ref().map(String::as_str), "a", &["sleep", "1000"]);
     let events = rig.events();
@@ -93,7 +129,10 @@ fn scar_06_an_exec_that_dies_before_its_runtime_call_returns() {
     for i in 0..5 {
         let of_exec: Vec<String> =
             events.of("a").into_iter().filter(|topic| topic.ends_with(&format!(":e{i}"))).collect();
-        assert_eq!(of_exec, ["exec-added", "exec-started", "exit"].map(|topic| format!("{topic}:e{i}")));
+        assert_eq!(
+            of_exec,
+            ["exec-added", "exec-started", "exit"].map(|topic| format!("{topic}:e{i}"))
+        );
     }
     rig.remove("a");
 }
@@ -132,11 +171,13 @@ fn scar_06_a_runtime_that_writes_no_pid_leaves_an_error_and_nothing_running() {
     rig.remove("a");
 }
 
-// runc names the process last, and then takes its time to leave: nobody need wait for that (`runtime/naming.rs`).
+// runc names the process last, and then takes its time to leave: nobody need wait for that
+// (`runtime/naming.rs`).
 #[test]
 fn a_runtime_that_has_done_its_work_is_not_waited_for() {
     let rig = Rig::new();
-    // Acts as runc: parent of the init, keeps a record, names the init last. Then it lingers, and fails.
+    // Acts as runc: parent of the init, keeps a record, names the init last. Then it lingers, and
+    // fails.
     let script = r#"while [ $# -gt 0 ]; do case $1 in --root) root=$2;; --pid-file) file=$2;; create|delete) word=$1;; *) id=$1;; esac; shift; done
 case $word in create) ;; delete) rm -r $root/$id; exit;; *) exit 0;; esac
 sleep 1000 & mkdir -p $root/$id; echo "{\"id\":\"$id\",\"init_process_pid\":$!}" > $root/$id/state.json
@@ -203,18 +244,25 @@ fn two_hundred_execs_eight_at_a_time_leave_nothing() {
 fn scar_08_the_inits_exit_comes_after_its_execs() {
     let rig = Rig::new();
     let events = rig.events();
-    rig.run_with(&["--runtime", CLEAT, "--with-ns", &host_pid_namespace()], "a", &["sleep", "1000"]);
+    rig.run_with(
+        &["--runtime", CLEAT, "--with-ns", &host_pid_namespace()],
+        "a",
+        &["sleep", "1000"],
+    );
     let mut direct = rig.direct("a");
     for i in 0..20 {
         let exec = format!("e{i}");
         let spec = support::process_spec(&["sleep", "1000"]);
-        direct.call::<cleat::protocol::Empty>("Exec", &support::exec_request("a", &exec, &spec)).unwrap();
+        direct
+            .call::<cleat::protocol::Empty>("Exec", &support::exec_request("a", &exec, &spec))
+            .unwrap();
         let process = api::ProcessRequest { id: "a".into(), exec_id: exec };
         direct.call::<api::PidResponse>("Start", &process).unwrap();
     }
     support::kill(rig.init("a"), libc::SIGKILL);
     events.wait_for("exit", 21);
-    let exits: Vec<String> = events.of("a").into_iter().filter(|topic| topic.starts_with("exit")).collect();
+    let exits: Vec<String> =
+        events.of("a").into_iter().filter(|topic| topic.starts_with("exit")).collect();
     assert_eq!(exits.last().unwrap(), "exit");
     assert_eq!(exits.len(), 21);
     rig.remove("a");
@@ -224,11 +272,19 @@ fn scar_08_the_inits_exit_comes_after_its_execs() {
 #[test]
 fn scar_69_orphans_are_reaped() {
     let rig = Rig::new();
-    rig.run_with(&["--runtime", CLEAT, "--with-ns", &host_pid_namespace()], "a", &["sleep", "1000"]);
+    rig.run_with(
+        &["--runtime", CLEAT, "--with-ns", &host_pid_namespace()],
+        "a",
+        &["sleep", "1000"],
+    );
     let shim = rig.shim();
     let mut direct = rig.direct("a");
     for i in 0..5 {
-        direct.exec_to_end("a", &format!("e{i}"), "for i in 1 2 3 4 5 6 7 8 9 10; do (sleep 0.1 &) ; done");
+        direct.exec_to_end(
+            "a",
+            &format!("e{i}"),
+            "for i in 1 2 3 4 5 6 7 8 9 10; do (sleep 0.1 &) ; done",
+        );
     }
     until("no zombie is left", || children(shim).iter().all(|(_, state)| *state != 'Z'));
     rig.remove("a");

@@ -11,7 +11,8 @@ fn process(id: &str, exec: &str) -> api::ProcessRequest {
     api::ProcessRequest { id: id.into(), exec_id: exec.into() }
 }
 
-// containerd #3572, moby#40817. Defence: `Shim::kill` signals through the pidfd; no borrow lives across `run_exec`.
+// containerd #3572, moby#40817. Defence: `Shim::kill` signals through the pidfd; no borrow lives
+// across `run_exec`.
 #[test]
 fn scar_03_kill_state_wait_and_stats_answer_while_an_exec_hangs() {
     let rig = Rig::new();
@@ -27,7 +28,9 @@ fn scar_03_kill_state_wait_and_stats_answer_while_an_exec_hangs() {
     let mut direct = rig.direct("a");
     let begun = Instant::now();
     for _ in 0..1000 {
-        direct.call::<api::StatsResponse>("Stats", &api::ContainerRequest { id: "a".into() }).unwrap();
+        direct
+            .call::<api::StatsResponse>("Stats", &api::ContainerRequest { id: "a".into() })
+            .unwrap();
     }
     assert_eq!(direct.state("a", "").unwrap().status, api::Status::Running as i32);
     assert_eq!(direct.state("a", "e").unwrap().status, api::Status::Created as i32);
@@ -108,7 +111,9 @@ fn scar_32_a_killed_shim_is_cleaned_up_after() {
     until("the containers are gone", || inits.iter().all(|pid| !alive(*pid)));
     events.wait_for("exit", 2);
     assert!(events.all().iter().filter(|e| e.topic == "exit").all(|e| e.status == 137));
-    until("containerd has forgotten the tasks", || rig.status("a").is_none() && rig.status("b").is_none());
+    until("containerd has forgotten the tasks", || {
+        rig.status("a").is_none() && rig.status("b").is_none()
+    });
     // The same names and group work again at once.
     for id in ["a", "b"] {
         rig.ctr(["container", "rm", id]);
@@ -160,14 +165,16 @@ fn scar_10_a_killed_runtime_leaves_nothing() {
             "case \"$*\" in *' create '*) runc \"$@\" & sleep {delay}; kill -9 $!; wait; exit 1;; esac"
         ));
         let flags = flags.each_ref().map(String::as_str);
-        let output =
-            rig.try_ctr([&["run", "-d", "--null-io"], &flags[..], &[IMAGE, "a", "sleep", "1000"]].concat());
+        let output = rig.try_ctr(
+            [&["run", "-d", "--null-io"], &flags[..], &[IMAGE, "a", "sleep", "1000"]].concat(),
+        );
         assert!(!output.status.success());
         let _ = rig.try_ctr(["container", "rm", "a"]);
     }
 }
 
-// The runtime writes its state down later: nothing but config.json tells of the cgroup. Defence: `Cgroup::of_bundle`.
+// The runtime writes its state down later: nothing but config.json tells of the cgroup. Defence:
+// `Cgroup::of_bundle`.
 #[test]
 fn scar_10_a_runtime_killed_with_a_cgroup_and_no_state_leaves_none() {
     let rig = Rig::new();
@@ -187,8 +194,9 @@ fn scar_10_a_runtime_killed_with_a_cgroup_and_no_state_leaves_none() {
             marker = marker.display()
         ));
         let flags = flags.each_ref().map(String::as_str);
-        let output =
-            rig.try_ctr([&["run", "-d", "--null-io"], &flags[..], &[IMAGE, "a", "sleep", "1000"]].concat());
+        let output = rig.try_ctr(
+            [&["run", "-d", "--null-io"], &flags[..], &[IMAGE, "a", "sleep", "1000"]].concat(),
+        );
         assert!(!output.status.success());
         std::fs::remove_file(&marker).expect("the runtime was killed where it was meant to be");
         let _ = rig.try_ctr(["container", "rm", "a"]);
@@ -202,8 +210,9 @@ fn scar_10_a_create_that_succeeds_and_then_fails_is_undone() {
     let rig = Rig::new();
     let flags = rig.runtime_script("case \"$*\" in *' create '*) runc \"$@\"; exit 1;; esac");
     let flags = flags.each_ref().map(String::as_str);
-    let output =
-        rig.try_ctr([&["run", "-d", "--null-io"], &flags[..], &[IMAGE, "a", "sleep", "1000"]].concat());
+    let output = rig.try_ctr(
+        [&["run", "-d", "--null-io"], &flags[..], &[IMAGE, "a", "sleep", "1000"]].concat(),
+    );
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("OCI runtime create failed"));
     rig.ctr(["container", "rm", "a"]);
@@ -211,13 +220,15 @@ fn scar_10_a_create_that_succeeds_and_then_fails_is_undone() {
 
 #[test]
 fn containerd_killed_in_the_middle_of_everything() {
-    // containerd 1.6 adopts a shim that never got its Create, and cannot delete it: it ends by itself.
+    // containerd 1.6 adopts a shim that never got its Create, and cannot delete it: it ends by
+    // itself.
     let mut rig = Rig::with_impatient_shims();
     for round in 0..3 {
         let mut runs: Vec<_> = (0..4)
             .map(|i| {
                 let id = format!("a{round}-{i}");
-                let arguments = ["run", "-d", "--null-io", "--runtime", CLEAT, IMAGE, &id, "sleep", "1000"];
+                let arguments =
+                    ["run", "-d", "--null-io", "--runtime", CLEAT, IMAGE, &id, "sleep", "1000"];
                 let mut command = rig.ctr_command(arguments);
                 command.stderr(std::process::Stdio::null()).spawn().unwrap()
             })
@@ -242,7 +253,8 @@ fn scar_40_hostile_ids_and_messages_are_refused_and_the_shim_lives() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
-    let exec = |id: &str, exec: &str| support::exec_request(id, exec, &support::process_spec(&["true"]));
+    let exec =
+        |id: &str, exec: &str| support::exec_request(id, exec, &support::process_spec(&["true"]));
     for bad in ["../../x", "a/b", "", "-x", &"y".repeat(77)] {
         assert_eq!(
             direct.call::<Empty>("Exec", &exec("a", bad)).unwrap_err().code,
@@ -253,12 +265,18 @@ fn scar_40_hostile_ids_and_messages_are_refused_and_the_shim_lives() {
             bundle: "/run".into(),
             ..api::CreateTaskRequest::default()
         };
-        assert_eq!(direct.call::<Empty>("Create", &create).unwrap_err().code, Code::InvalidArgument as i32);
+        assert_eq!(
+            direct.call::<Empty>("Create", &create).unwrap_err().code,
+            Code::InvalidArgument as i32
+        );
         assert_eq!(direct.state(bad, "").unwrap_err().code, Code::NotFound as i32);
     }
     let mut broken = exec("a", "e");
     broken.spec = None;
-    assert_eq!(direct.call::<Empty>("Exec", &broken).unwrap_err().code, Code::InvalidArgument as i32);
+    assert_eq!(
+        direct.call::<Empty>("Exec", &broken).unwrap_err().code,
+        Code::InvalidArgument as i32
+    );
     for _ in 0..3 {
         // Deleting a live task kills nobody.
         assert_eq!(

@@ -1,8 +1,9 @@
-//! Files of others' choosing: stdin from files, logs and fifos on file systems that do not answer, loggers that come back.
+//! Files of others' choosing: stdin from files, logs and fifos on file systems that do not answer,
+//! loggers that come back.
 
 use crate::support::{
-    self, Direct, Disk, Mute, Rig, add, alive, bundle_beside, delete, fd_count, fifo, kill, process,
-    read_all, reader, script, start, text, until, wait,
+    self, Direct, Disk, Mute, Rig, add, alive, bundle_beside, delete, fd_count, fifo, kill,
+    process, read_all, reader, script, start, text, until, wait,
 };
 use cleat::protocol::{Empty, task as api};
 use std::{
@@ -164,8 +165,10 @@ fn a_log_on_a_disk_that_hangs_stops_nobody_and_is_whole_when_it_goes_on() {
     }
     let _ = other.call::<api::DeleteResponse>("Delete", &process("a", "f"));
     delete(&mut other, "e");
-    let count: usize = read_all(format!("/proc/{}/root/count", rig.init("a"))).trim().parse().unwrap();
-    let expected: String = (0..count).map(|i| format!("line {i} of some length to be written\n")).collect();
+    let count: usize =
+        read_all(format!("/proc/{}/root/count", rig.init("a"))).trim().parse().unwrap();
+    let expected: String =
+        (0..count).map(|i| format!("line {i} of some length to be written\n")).collect();
     assert!(read_all(&log) == expected, "{} of {} bytes", read_all(&log).len(), expected.len());
     rig.remove("a");
 }
@@ -188,7 +191,8 @@ fn what_is_opened_on_a_file_system_that_does_not_answer_stops_nobody() {
         (
             "console",
             Box::new(|request, path| {
-                (request.stdin, request.stdout, request.terminal) = (path.into(), path.into(), true);
+                (request.stdin, request.stdout, request.terminal) =
+                    (path.into(), path.into(), true);
             }),
         ),
     ];
@@ -213,14 +217,16 @@ fn what_is_opened_on_a_file_system_that_does_not_answer_stops_nobody() {
     rig.remove("a");
 }
 
-// Defence: `local::may_hang` in `Turn::start` and `cleanup::force_delete`. (Go's shim waits in a thread for as long as it takes.)
+// Defence: `local::may_hang` in `Turn::start` and `cleanup::force_delete`. (Go's shim waits in a
+// thread for as long as it takes.)
 #[test]
 fn a_runtime_on_a_file_system_that_does_not_answer_stops_nobody() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mute = Mute::new(&rig.dir);
     let runtime = text(&mute.path.join("runtime"));
-    let options = cleat::protocol::options::Options { binary_name: runtime.clone(), ..Default::default() };
+    let options =
+        cleat::protocol::options::Options { binary_name: runtime.clone(), ..Default::default() };
     let bundle = bundle_beside(&rig, |_| {});
     let request = api::CreateTaskRequest {
         id: "b".into(),
@@ -234,7 +240,10 @@ fn a_runtime_on_a_file_system_that_does_not_answer_stops_nobody() {
     let (id, answer) = direct.receive();
     assert_eq!(id, waits);
     let message = answer.unwrap_err().message;
-    assert!(message.contains(&runtime) && message.contains("no answer from its file system"), "{message}");
+    assert!(
+        message.contains(&runtime) && message.contains("no answer from its file system"),
+        "{message}"
+    );
 
     // A container of a dead shim.
     fs::write(bundle.join("options.json"), format!(r#"{{"binary_name":"{runtime}"}}"#)).unwrap();
@@ -334,7 +343,8 @@ fn a_logger_that_says_it_is_ready_may_do_so_again() {
 
 /// The helpers that write files for a shim.
 fn writers(shim: u32) -> Vec<u32> {
-    let is_one = |pid: &u32| crate::support::cmdline(*pid).first().is_some_and(|name| name == "cleat-file");
+    let is_one =
+        |pid: &u32| crate::support::cmdline(*pid).first().is_some_and(|name| name == "cleat-file");
     crate::support::children(shim).into_iter().map(|(pid, _)| pid).filter(is_one).collect()
 }
 
@@ -399,7 +409,8 @@ fn files_that_are_there_are_appended_to() {
     rig.remove("a");
 }
 
-// A volume that a pod shares with its log: what it puts in the log's place is written by root on the host, if by anybody.
+// A volume that a pod shares with its log: what it puts in the log's place is written by root on
+// the host, if by anybody.
 #[test]
 fn a_container_cannot_turn_its_log_into_something_else() {
     let rig = Rig::new();
@@ -421,8 +432,12 @@ fn a_container_cannot_turn_its_log_into_something_else() {
             "echo first; {wait}; rm /logs/log; {turn}; {print}; rm -rf /logs/log; sleep 0.3; echo last; sleep 0.3"
         );
         let flags = ["--runtime", support::CLEAT, "--log-uri", &uri, "--mount", &mount];
-        rig.ctr([&["run", "-d"], &flags[..], &[support::IMAGE, name, "sh", "-c", &script]].concat());
-        until("it writes", || fs::read_to_string(logs.join("log")).is_ok_and(|text| text.contains("first")));
+        rig.ctr(
+            [&["run", "-d"], &flags[..], &[support::IMAGE, name, "sh", "-c", &script]].concat(),
+        );
+        until("it writes", || {
+            fs::read_to_string(logs.join("log")).is_ok_and(|text| text.contains("first"))
+        });
         fs::write(logs.join("go"), "").unwrap();
         until("it has ended", || rig.status(name).as_deref() == Some("STOPPED"));
         assert!(!target.exists(), "{name}");
@@ -502,7 +517,8 @@ fn a_log_outlives_a_while_in_which_no_process_can_be_started() {
     let lines = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());
     until("it writes", || lines() > 3);
     let limit = |what: &str| {
-        let status = std::process::Command::new("prlimit").args(["--pid", &shim.to_string(), what]).status();
+        let status =
+            std::process::Command::new("prlimit").args(["--pid", &shim.to_string(), what]).status();
         assert!(status.unwrap().success());
     };
     limit("--nofile=4:");

@@ -7,8 +7,8 @@
 //! how many execs it sees (the long form: 10000).
 
 use crate::support::{
-    CLEAT, Direct, GROUP, Rig, all_pids, children, cmdline, exec_request, kill, process_spec, read_all, text,
-    until,
+    CLEAT, Direct, GROUP, Rig, all_pids, children, cmdline, exec_request, kill, process_spec,
+    read_all, text, until,
 };
 use cleat::protocol::{Empty, task as api};
 use serde_json::json;
@@ -203,7 +203,11 @@ impl Spy {
         if !cgroup.is_empty() && cgroup != read_all("/proc/self/cgroup") {
             self.note(format!("outside {}", cgroup.replace('\n', " ")));
         }
-        if self.namespaces.iter().zip(namespaces(pid)).any(|(own, theirs)| theirs.is_some() && *own != theirs)
+        if self
+            .namespaces
+            .iter()
+            .zip(namespaces(pid))
+            .any(|(own, theirs)| theirs.is_some() && *own != theirs)
         {
             self.note("another namespace".to_owned());
         }
@@ -217,7 +221,10 @@ impl Spy {
         let up = "../".repeat(24);
         for path in [format!("{from}/{}", self.secret), format!("{from}/{up}{}", self.secret)] {
             if fs::read_to_string(path).is_ok_and(|text| text.contains(SECRET)) {
-                self.tell(&format!("SECRET by {}", from.split('/').skip(3).collect::<Vec<_>>().join("/")));
+                self.tell(&format!(
+                    "SECRET by {}",
+                    from.split('/').skip(3).collect::<Vec<_>>().join("/")
+                ));
             }
         }
     }
@@ -239,7 +246,8 @@ impl Spy {
             }
             let mut bytes = Vec::new();
             let _ = (&mut memory).take(length).read_to_end(&mut bytes);
-            let has = |word: &str| bytes.windows(word.len()).any(|window| window == word.as_bytes());
+            let has =
+                |word: &str| bytes.windows(word.len()).any(|window| window == word.as_bytes());
             if has(MARK) || has(&host) {
                 self.note("memory has words of the host".to_owned());
             }
@@ -250,7 +258,8 @@ impl Spy {
     fn forge(&mut self, pid: u32) {
         for number in 3..8 {
             let path = format!("/proc/{pid}/fd/{number}");
-            let open = |options: &mut OpenOptions| options.custom_flags(libc::O_NONBLOCK).open(&path);
+            let open =
+                |options: &mut OpenOptions| options.custom_flags(libc::O_NONBLOCK).open(&path);
             if let Ok(mut pipe) = open(OpenOptions::new().read(true)) {
                 let _ = pipe.read(&mut [0; 64]);
                 self.held.push(pipe);
@@ -268,7 +277,7 @@ impl Spy {
 }
 
 // ---- The host
-// ---------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 
 /// A container, a spy in it, and all that is known of both.
 struct Siege {
@@ -290,7 +299,8 @@ fn spec(arguments: &[&str]) -> serde_json::Value {
 /// that runs it there.
 fn mounts() -> (Vec<String>, Vec<String>) {
     let maps = read_all("/proc/self/maps");
-    let mut files: BTreeSet<&str> = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).collect();
+    let mut files: BTreeSet<&str> =
+        maps.lines().filter_map(|line| line.split_whitespace().nth(5)).collect();
     files.retain(|file| file.contains(".so"));
     let own = text(&std::env::current_exe().unwrap());
     let mut command = Vec::new();
@@ -298,10 +308,13 @@ fn mounts() -> (Vec<String>, Vec<String>) {
         let name = Path::new(loader).file_name().unwrap().to_string_lossy();
         command.extend([format!("/spy/{name}"), "--library-path".to_owned(), "/spy".to_owned()]);
     }
-    command.extend(["/spy/spy", "hostile::attack", "--exact", "--ignored", "--nocapture"].map(str::to_owned));
+    command.extend(
+        ["/spy/spy", "hostile::attack", "--exact", "--ignored", "--nocapture"].map(str::to_owned),
+    );
     let mut flags = Vec::new();
-    let names =
-        files.iter().map(|file| (Path::new(file).file_name().unwrap().to_string_lossy().into_owned(), *file));
+    let names = files
+        .iter()
+        .map(|file| (Path::new(file).file_name().unwrap().to_string_lossy().into_owned(), *file));
     for (name, file) in names.chain([("spy".to_owned(), &*own)]) {
         flags.push("--mount".to_owned());
         flags.push(format!("type=bind,src={file},dst=/spy/{name},options=rbind:ro"));
@@ -349,8 +362,13 @@ impl Siege {
         flags.extend(mounts.iter().map(String::as_str));
         flags.extend(more);
         rig.run_with(&flags, "pod", &["sleep", "100000"]);
-        let mut siege =
-            Self { direct: rig.direct("pod"), shim: rig.shim(), init: rig.init("pod"), rig, number: 0 };
+        let mut siege = Self {
+            direct: rig.direct("pod"),
+            shim: rig.shim(),
+            init: rig.init("pod"),
+            rig,
+            number: 0,
+        };
         if is_native {
             until("an exec is native", || {
                 let before = siege.rig.log().matches("exec by the runtime").count();
@@ -363,7 +381,8 @@ impl Siege {
         }
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         let mut spy = spec(&command);
-        let variables = [format!("CLEAT_ATTACK={mode}"), format!("CLEAT_ATTACK_SECRET={}", text(&secret))];
+        let variables =
+            [format!("CLEAT_ATTACK={mode}"), format!("CLEAT_ATTACK_SECRET={}", text(&secret))];
         spy["env"].as_array_mut().unwrap().extend(variables.map(Into::into));
         siege.direct.call::<Empty>("Exec", &exec_request("pod", "spy", &spy)).unwrap();
         let process = api::ProcessRequest { id: "pod".into(), exec_id: "spy".into() };
@@ -388,13 +407,19 @@ impl Siege {
         let note = format!(
             "echo {exec} >> /runs; cmp -s /proc/self/cgroup /proc/1/cgroup || echo {exec} >> /outside; {script}"
         );
-        self.direct.call::<Empty>("Exec", &exec_request("pod", &exec, &spec(&["sh", "-c", &note]))).unwrap();
+        self.direct
+            .call::<Empty>("Exec", &exec_request("pod", &exec, &spec(&["sh", "-c", &note])))
+            .unwrap();
         let process = api::ProcessRequest { id: "pod".into(), exec_id: exec };
         let started = self.direct.call::<api::PidResponse>("Start", &process);
         if let Ok(started) = &started {
             let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
             let theirs = of(started.pid);
-            assert!(theirs.is_none() || theirs == of(self.init), "{} is not the container's", started.pid);
+            assert!(
+                theirs.is_none() || theirs == of(self.init),
+                "{} is not the container's",
+                started.pid
+            );
         }
         let waited: api::WaitResponse = self.direct.call("Wait", &process).unwrap();
         self.direct.call::<api::DeleteResponse>("Delete", &process).unwrap();
@@ -437,7 +462,8 @@ impl Siege {
         strace.args(["-f", "-q", "-o", "/dev/null", "-p", &self.shim.to_string()]);
         strace.args(["-e", &format!("inject={calls}:delay_enter=30000")]);
         let strace = Tracer(strace.spawn().unwrap());
-        let is_traced = || !read_all(format!("/proc/{}/status", self.shim)).contains("TracerPid:\t0");
+        let is_traced =
+            || !read_all(format!("/proc/{}/status", self.shim)).contains("TracerPid:\t0");
         until("the shim is traced", is_traced);
         strace
     }
@@ -447,8 +473,10 @@ impl Siege {
         let log = self.rig.log();
         let by_runc = |line: &&str| line.contains("exec by the runtime");
         let reasons: Vec<&str> = log.lines().filter(by_runc).collect();
-        let warming_up =
-            reasons.iter().take_while(|line| line.contains("compared") || line.contains("no copy")).count();
+        let warming_up = reasons
+            .iter()
+            .take_while(|line| line.contains("compared") || line.contains("no copy"))
+            .count();
         assert_eq!(reasons.len(), warming_up, "{:?}", reasons.last());
     }
 
@@ -549,8 +577,11 @@ fn an_exec_whose_helper_is_killed_runs_once() {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let children = read_all(format!("/proc/{shim}/task/{shim}/children"));
                 let born = |pid: &u32| *pid != init && cmdline(*pid) == ["cleat-exec"];
-                let helpers: Vec<u32> =
-                    children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(born).collect();
+                let helpers: Vec<u32> = children
+                    .split_whitespace()
+                    .filter_map(|pid| pid.parse().ok())
+                    .filter(born)
+                    .collect();
                 // With its child there: the one that has nothing to do any more.
                 if let [helper, .., _] = helpers[..]
                     && pid_namespace(helper) == of_host
@@ -589,10 +620,14 @@ fn a_container_that_is_full_at_the_moment_of_entry_has_no_exec_beside_its_limits
     let cgroups = read_all(format!("/proc/{}/cgroup", siege.init));
     let path = |name: &str| {
         let line = cgroups.lines().find_map(|line| line.split_once(&format!(":{name}:")));
-        line.map(|(_, path)| Path::new("/sys/fs/cgroup").join(name).join(path.trim_start_matches('/')))
+        line.map(|(_, path)| {
+            Path::new("/sys/fs/cgroup").join(name).join(path.trim_start_matches('/'))
+        })
     };
-    let limit =
-        path("pids").or_else(|| path("")).map(|path| path.join("pids.max")).filter(|file| file.exists());
+    let limit = path("pids")
+        .or_else(|| path(""))
+        .map(|path| path.join("pids.max"))
+        .filter(|file| file.exists());
     // Where there is a controller for it.
     if let Some(limit) = limit {
         fs::write(limit, "12").unwrap();

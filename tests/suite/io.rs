@@ -61,7 +61,8 @@ fn add_cat(rig: &Rig, direct: &mut Direct, exec: &str) -> (std::path::PathBuf, s
     let stdin = fifo(&rig.dir, &format!("{exec}-in"));
     let stdout = fifo(&rig.dir, &format!("{exec}-out"));
     let mut request = support::exec_request("a", exec, &support::process_spec(&["cat"]));
-    (request.stdin, request.stdout, request.stderr) = (text(&stdin), text(&stdout), "/dev/null".into());
+    (request.stdin, request.stdout, request.stderr) =
+        (text(&stdin), text(&stdout), "/dev/null".into());
     direct.call::<Empty>("Exec", &request).unwrap();
     (stdin, reader(&stdout))
 }
@@ -97,7 +98,8 @@ fn scar_22_cat_ends_after_close_io_in_every_order() {
                     direct.call::<api::PidResponse>("Start", &process(&exec)).unwrap();
                 }
                 CloseIo => {
-                    let request = api::CloseIoRequest { id: "a".into(), exec_id: exec.clone(), stdin: true };
+                    let request =
+                        api::CloseIoRequest { id: "a".into(), exec_id: exec.clone(), stdin: true };
                     direct.call::<Empty>("CloseIO", &request).unwrap();
                 }
                 // As a client does it: the open waits for us.
@@ -184,7 +186,12 @@ fn scar_23_a_console_has_the_size_that_was_set_before_the_start() {
     (request.stdin, request.stdout, request.terminal) = (text(&stdin), text(&stdout), true);
     direct.call::<Empty>("Exec", &request).unwrap();
     let mut output = reader(&stdout);
-    let resize = |width, height| api::ResizePtyRequest { id: "a".into(), exec_id: "e".into(), width, height };
+    let resize = |width, height| api::ResizePtyRequest {
+        id: "a".into(),
+        exec_id: "e".into(),
+        width,
+        height,
+    };
     direct.call::<Empty>("ResizePty", &resize(101, 37)).unwrap();
     direct.call::<api::PidResponse>("Start", &process("e")).unwrap();
     let mut seen = String::new();
@@ -264,7 +271,8 @@ fn scar_19_a_reader_that_goes_away_neither_ends_nor_harms_the_writer() {
     let mut direct = rig.direct("a");
     let stdout = fifo(&rig.dir, "out");
     let script = "trap 'echo p >> /pipe' PIPE; i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); done; echo done > /done";
-    let mut request = support::exec_request("a", "e", &support::process_spec(&["sh", "-c", script]));
+    let mut request =
+        support::exec_request("a", "e", &support::process_spec(&["sh", "-c", script]));
     (request.stdout, request.stderr) = (text(&stdout), "/dev/null".into());
     direct.call::<Empty>("Exec", &request).unwrap();
     let mut first = reader(&stdout);
@@ -297,8 +305,11 @@ fn scar_21_a_grandchild_that_keeps_stdout_open_delays_only_its_own_delete() {
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     let stdout = fifo(&rig.dir, "out");
-    let mut request =
-        support::exec_request("a", "e", &support::process_spec(&["sh", "-c", "sleep 1000 & echo ok"]));
+    let mut request = support::exec_request(
+        "a",
+        "e",
+        &support::process_spec(&["sh", "-c", "sleep 1000 & echo ok"]),
+    );
     (request.stdout, request.stderr) = (text(&stdout), "/dev/null".into());
     direct.call::<Empty>("Exec", &request).unwrap();
     let _reader = reader(&stdout);

@@ -1,8 +1,8 @@
 //! Containers and pods, from birth to death.
 
 use crate::support::{
-    self, CLEAT, Direct, IMAGE, RUNC, Rig, alive, children, host_pid_namespace, process_state, read_all,
-    until,
+    self, CLEAT, Direct, IMAGE, RUNC, Rig, alive, children, host_pid_namespace, process_state,
+    read_all, until,
 };
 use cleat::{
     protocol::{Any, Empty, task as api},
@@ -17,7 +17,10 @@ fn pod_of(size: usize) {
     }
     let shim = rig.shim();
     // What the check for leftovers looks for.
-    assert!(rig.sockets().contains(std::path::Path::new(rig.address("c0").trim_start_matches("unix://"))));
+    assert!(
+        rig.sockets()
+            .contains(std::path::Path::new(rig.address("c0").trim_start_matches("unix://")))
+    );
     let threads = read_all(format!("/proc/{shim}/status"));
     assert!(threads.contains("Threads:\t1\n"));
     let inits: Vec<u32> = ids.iter().map(|id| rig.init(id)).collect();
@@ -53,7 +56,8 @@ fn twenty_containers_of_a_group_share_a_shim() {
 fn output_and_exit_status_of_a_foreground_run() {
     let rig = Rig::new();
     let script = "echo out; echo err >&2; exit 7";
-    let output = rig.foreground(&["--runtime", CLEAT], "a", &["sh", "-c", script]).output().unwrap();
+    let output =
+        rig.foreground(&["--runtime", CLEAT], "a", &["sh", "-c", script]).output().unwrap();
     assert_eq!(output.status.code(), Some(7));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n");
     // ctr 2.3 has something to say about cgroup v1 first.
@@ -122,7 +126,10 @@ fn metrics_of_a_running_container() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let metrics = rig.ctr(["task", "metrics", "a"]);
-    assert!(metrics.contains("memory.usage_in_bytes") || metrics.contains("memory.usage"), "{metrics}");
+    assert!(
+        metrics.contains("memory.usage_in_bytes") || metrics.contains("memory.usage"),
+        "{metrics}"
+    );
     rig.remove("a");
 }
 
@@ -166,7 +173,8 @@ fn illegal_transitions_answer_in_containerds_words() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
-    let process = |id: &str, exec: &str| api::ProcessRequest { id: id.into(), exec_id: exec.into() };
+    let process =
+        |id: &str, exec: &str| api::ProcessRequest { id: id.into(), exec_id: exec.into() };
     let mut refused = |method: &str, id: &str, exec: &str| {
         let status = direct.call::<Empty>(method, &process(id, exec)).unwrap_err();
         (status.code, status.message)
@@ -176,8 +184,14 @@ fn illegal_transitions_answer_in_containerds_words() {
         refused("Delete", "a", ""),
         expected(Code::FailedPrecondition, "cannot delete a running process")
     );
-    assert_eq!(refused("Start", "a", ""), expected(Code::Unknown, "cannot start a running process"));
-    assert_eq!(refused("Resume", "a", ""), expected(Code::Unknown, "cannot resume a running process"));
+    assert_eq!(
+        refused("Start", "a", ""),
+        expected(Code::Unknown, "cannot start a running process")
+    );
+    assert_eq!(
+        refused("Resume", "a", ""),
+        expected(Code::Unknown, "cannot resume a running process")
+    );
     for method in ["Start", "Delete", "State", "Wait", "Pause", "Resume", "Pids", "Stats"] {
         let (code, message) = refused(method, "nope", "");
         assert_eq!(code, Code::NotFound as i32, "{method}: {message}");
@@ -221,10 +235,13 @@ fn scar_67_one_socket_speaks_both_versions_and_refuses_others() {
     let mut direct = rig.direct("a");
     let request = api::ContainerRequest { id: "a".into() };
     for service in api::SERVICES {
-        let answer: api::ConnectResponse = direct.call_service(service, "Connect", &request).unwrap();
+        let answer: api::ConnectResponse =
+            direct.call_service(service, "Connect", &request).unwrap();
         assert_eq!((answer.shim_pid, answer.task_pid), (rig.shim(), rig.init("a")));
     }
-    for (service, method) in [("containerd.task.v4.Task", "Connect"), (api::SERVICES[0], "Dance"), ("", "")] {
+    for (service, method) in
+        [("containerd.task.v4.Task", "Connect"), (api::SERVICES[0], "Dance"), ("", "")]
+    {
         let refused = direct.call_service::<Empty>(service, method, &request).unwrap_err();
         assert_eq!(refused.code, Code::Unimplemented as i32);
     }
@@ -366,16 +383,23 @@ fn a_rootfs_that_a_program_mounts_serves_the_container_and_goes() {
         r#type: "fuse3.fuse-overlayfs".into(),
         source: "overlay".into(),
         target: String::new(),
-        options: vec![format!("lowerdir={image}"), format!("upperdir={upper}"), format!("workdir={work}")],
+        options: vec![
+            format!("lowerdir={image}"),
+            format!("upperdir={upper}"),
+            format!("workdir={work}"),
+        ],
     };
     let mut direct = rig.direct("a");
     support::second_container(&rig, &mut direct, rootfs, |config| {
-        config["process"]["args"] = serde_json::json!(["sh", "-c", "echo here > /made; exec sleep 1000"]);
+        config["process"]["args"] =
+            serde_json::json!(["sh", "-c", "echo here > /made; exec sleep 1000"]);
     });
     let mountpoint = support::text(&rig.dir.join("b/rootfs"));
     let mounted = || read_all("/proc/self/mounts").lines().any(|line| line.contains(&mountpoint));
     let serving = || {
-        children(rig.shim()).iter().any(|(pid, _)| support::cmdline(*pid).concat().contains("fuse-overlayfs"))
+        children(rig.shim())
+            .iter()
+            .any(|(pid, _)| support::cmdline(*pid).concat().contains("fuse-overlayfs"))
     };
     assert!(mounted() && serving());
     until("the container writes", || read_all(format!("{upper}/made")) == "here\n");

@@ -1,6 +1,9 @@
-//! The bounds of SECURITY.md ("What a malicious client can try"): each is reached, what is refused says so, and whatever was there before goes on.
+//! The bounds of SECURITY.md ("What a malicious client can try"): each is reached, what is refused
+//! says so, and whatever was there before goes on.
 
-use crate::support::{Direct, EventLog, Rig, add, alive, fd_count, process, read_all, start, text, until};
+use crate::support::{
+    Direct, EventLog, Rig, add, alive, fd_count, process, read_all, start, text, until,
+};
 use cleat::{
     protocol::{
         Any,
@@ -45,7 +48,8 @@ impl Busy {
 
     /// While a bound is reached: an exit is told to who waits for it and to containerd.
     fn loses_no_exit(&mut self) {
-        let kill = api::KillRequest { id: "a".into(), exec_id: "before".into(), signal: 9, all: false };
+        let kill =
+            api::KillRequest { id: "a".into(), exec_id: "before".into(), signal: 9, all: false };
         let kill = self.direct.send("Kill", &kill);
         let (mut killed, mut waited) = (false, None);
         while !killed || waited.is_none() {
@@ -110,7 +114,8 @@ fn of_more_than_256_connections_the_silent_ones_give_way() {
 fn more_than_256_connections_that_ask_something_are_refused() {
     let mut busy = Busy::new();
     let ask = |stream: &mut UnixStream| {
-        let request = Request { service: "none".into(), method: "None".into(), ..Request::default() };
+        let request =
+            Request { service: "none".into(), method: "None".into(), ..Request::default() };
         stream.write_all(&request_frame(1, &request)).unwrap();
         stream.read_exact(&mut [0; 10]).is_ok()
     };
@@ -143,7 +148,10 @@ fn more_than_4096_calls_on_a_connection_are_refused() {
     let mut answered: Vec<u32> = (0..waits.len())
         .map(|_| {
             let (stream, answer) = crowd.receive();
-            assert_eq!(api::WaitResponse::decode(answer.unwrap().as_slice()).unwrap().exit_status, 137);
+            assert_eq!(
+                api::WaitResponse::decode(answer.unwrap().as_slice()).unwrap().exit_status,
+                137
+            );
             stream
         })
         .collect();
@@ -177,7 +185,10 @@ fn who_reads_nothing_is_cut_off_at_8_mib() {
     until("the memory is given back", || {
         let rollup = read_all(format!("/proc/{shim}/smaps_rollup"));
         let line = rollup.lines().find(|line| line.starts_with("Anonymous:")).unwrap_or_default();
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u32>().ok()).is_some_and(|kib| kib < 1024)
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|kib| kib.parse::<u32>().ok())
+            .is_some_and(|kib| kib < 1024)
     });
     busy.goes_on();
 }
@@ -189,7 +200,11 @@ fn more_than_4_mib_in_a_message_are_thrown_away() {
     let request = api::ProcessRequest { id: "x".repeat(MAX_MESSAGE), exec_id: String::new() };
     let refused = large.call::<api::StateResponse>("State", &request).unwrap_err();
     assert_eq!(refused.code, Code::ResourceExhausted as i32);
-    assert!(refused.message.contains("exceed maximum message size of 4194304"), "{}", refused.message);
+    assert!(
+        refused.message.contains("exceed maximum message size of 4194304"),
+        "{}",
+        refused.message
+    );
     large.state("a", "").unwrap();
     busy.loses_no_exit();
     busy.goes_on();
@@ -204,9 +219,15 @@ fn more_than_4096_containers_are_refused() {
     let create = |id: &str| {
         let bundle = busy.rig.dir.join("crowd").join(id);
         std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
-        std::fs::copy(busy.rig.bundle("a").join("config.json"), bundle.join("config.json")).unwrap();
+        std::fs::copy(busy.rig.bundle("a").join("config.json"), bundle.join("config.json"))
+            .unwrap();
         let bundle = text(&bundle);
-        api::CreateTaskRequest { id: id.into(), bundle, options: options.clone(), ..Default::default() }
+        api::CreateTaskRequest {
+            id: id.into(),
+            bundle,
+            options: options.clone(),
+            ..Default::default()
+        }
     };
     let crowd: Vec<_> = (0..4095).map(|number| create(&format!("c{number}"))).collect();
     let one_more = create("one-more");
@@ -227,12 +248,14 @@ fn more_than_4096_containers_are_refused() {
     busy.goes_on();
 }
 
-// The descriptors that are kept for whoever must be killed and deleted, and for a containerd that comes back, are no silent client's.
+// The descriptors that are kept for whoever must be killed and deleted, and for a containerd that
+// comes back, are no silent client's.
 #[test]
 fn silent_connections_do_not_take_the_last_descriptors() {
     let mut busy = Busy::new();
     let shim = busy.rig.shim();
-    let limit = Command::new("prlimit").args(["--nofile=256:", "--pid", &shim.to_string()]).status();
+    let limit =
+        Command::new("prlimit").args(["--nofile=256:", "--pid", &shim.to_string()]).status();
     assert!(limit.unwrap().success());
     let open: Vec<UnixStream> = (0..300).map(|_| busy.silent()).collect();
     // A quarter of the limit.

@@ -1,8 +1,8 @@
-//! The shim on a real containerd with real containers, as root. A private root, state and namespace for each test; whatever is
-//! left behind at its end fails it.
+//! The shim on a real containerd with real containers, as root. A private root, state and namespace
+//! for each test; whatever is left behind at its end fails it.
 //!
-//! `CLEAT_TEST_SHIM`, `CLEAT_TEST_CONTAINERD`, `CLEAT_TEST_CTR`: other binaries than the ones built here and found in PATH.
-//! `CLEAT_TEST_RUNTIME`: what `runc` in PATH really is (runc, crun, youki).
+//! `CLEAT_TEST_SHIM`, `CLEAT_TEST_CONTAINERD`, `CLEAT_TEST_CTR`: other binaries than the ones built
+//! here and found in PATH. `CLEAT_TEST_RUNTIME`: what `runc` in PATH really is (runc, crun, youki).
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

@@ -1,6 +1,8 @@
 //! Out-of-memory kills that are not where one looks first.
 
-use crate::support::{self, CLEAT, GROUP, Rig, add, is_unified, kill, read_all, signal, start, until, wait};
+use crate::support::{
+    self, CLEAT, GROUP, Rig, add, is_unified, kill, read_all, signal, start, until, wait,
+};
 use cleat::protocol::{Empty, task as api};
 use std::{
     fs,
@@ -28,7 +30,8 @@ fn count(events: &support::EventLog, id: &str, topic: &str) -> usize {
     events.of(id).iter().filter(|told| *told == topic).count()
 }
 
-// systemd, containerd or docker in a container: what they start is in cgroups of their own below the container's.
+// systemd, containerd or docker in a container: what they start is in cgroups of their own below
+// the container's.
 #[test]
 fn a_kill_in_a_cgroup_below_the_containers_is_told() {
     let rig = Rig::new();
@@ -55,7 +58,8 @@ fn a_kill_in_a_cgroup_below_the_containers_is_told() {
 fn kills_without_end_are_few_events_while_containerd_is_deaf() {
     let rig = Rig::new();
     let events = rig.events();
-    let script = "while :; do dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null; sleep 0.02; done";
+    let script =
+        "while :; do dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null; sleep 0.02; done";
     rig.run_with(&["--runtime", CLEAT, "--memory-limit", LIMIT], "a", &["sh", "-c", script]);
     events.wait_for("oom", 1);
     let (_, counter) = memory(&rig, "a");
@@ -123,7 +127,8 @@ fn a_group_that_is_killed_as_a_whole_is_one_kill() {
     assert_eq!(count(&events, "a", "oom"), 1);
 }
 
-// Not by our own Kill, which thaws. On v2 SIGKILL reaches a frozen process, and runc deletes no container that looks paused.
+// Not by our own Kill, which thaws. On v2 SIGKILL reaches a frozen process, and runc deletes no
+// container that looks paused.
 #[test]
 fn a_frozen_container_that_somebody_kills_can_be_deleted() {
     let rig = Rig::new();
@@ -139,13 +144,15 @@ fn a_frozen_container_that_somebody_kills_can_be_deleted() {
     rig.remove("a");
 }
 
-// Where systemd runs: `./dev vm`. It removes a scope, with its counters, as soon as nobody is in it.
+// Where systemd runs: `./dev vm`. It removes a scope, with its counters, as soon as nobody is in
+// it.
 #[test]
 fn systemd_removes_no_kill_with_its_scope() {
     if !Path::new("/run/systemd/private").exists() {
         return;
     }
-    let lives = std::env::var("CLEAT_OOM_LIVES").ok().and_then(|text| text.parse().ok()).unwrap_or(25);
+    let lives =
+        std::env::var("CLEAT_OOM_LIVES").ok().and_then(|text| text.parse().ok()).unwrap_or(25);
     let rig = Rig::new();
     let events = rig.events();
     for life in 0..lives {

@@ -1,6 +1,8 @@
 //! Execs without the runtime: what the program finds is what it finds when runc has started it.
 
-use crate::support::{CLEAT, Direct, GROUP, Rig, exec_request, fifo, process_spec, reader, text, until};
+use crate::support::{
+    CLEAT, Direct, GROUP, Rig, exec_request, fifo, process_spec, reader, text, until,
+};
 use cleat::protocol::{Empty, task as api};
 use serde_json::{Value, json};
 use std::{
@@ -22,7 +24,8 @@ fn rig() -> Rig {
     Rig::new()
 }
 
-/// Flags of a container that asks for native execs, where the operator lets it, with these options besides.
+/// Flags of a container that asks for native execs, where the operator lets it, with these options
+/// besides.
 fn asks_for_native(rig: &Rig, options: &str) -> Vec<String> {
     let options = rig.runtime_options("native.toml", &format!("{LISTED}\n{options}\n"));
     options.into_iter().chain(["--annotation", NATIVE].map(str::to_owned)).collect()
@@ -38,12 +41,15 @@ fn pair(rig: &Rig) -> Direct {
 fn pair_with(rig: &Rig, flags: &[&str]) -> Direct {
     let bin = rig.dir.join("only-native");
     std::fs::create_dir(&bin).unwrap();
-    let script = "#!/bin/sh\ncase \"$*\" in *' exec '*) echo by runc >&2; exit 1;; esac\nexec runc \"$@\"\n";
+    let script =
+        "#!/bin/sh\ncase \"$*\" in *' exec '*) echo by runc >&2; exit 1;; esac\nexec runc \"$@\"\n";
     std::fs::write(bin.join("runc"), script).unwrap();
-    std::fs::set_permissions(bin.join("runc"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(bin.join("runc"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
     let group = format!("{GROUP}=pod");
     let native = asks_for_native(rig, &format!("BinaryName = '{}'", text(&bin.join("runc"))));
-    let native: Vec<&str> = native.iter().map(String::as_str).chain(["--annotation", &group]).collect();
+    let native: Vec<&str> =
+        native.iter().map(String::as_str).chain(["--annotation", &group]).collect();
     rig.run_with(&[&native, flags].concat(), "pod", &["sleep", "1000"]);
     let other = ["--runtime", CLEAT, "--annotation", &group];
     rig.run_with(&[&other, flags].concat(), "other", &["sleep", "1000"]);
@@ -84,10 +90,16 @@ fn unpair(rig: &Rig) {
 }
 
 /// Runs an exec; its status and what it wrote, or the error of Start.
-fn observe(rig: &Rig, direct: &mut Direct, id: &str, spec: &Value) -> Result<(u32, String), String> {
+fn observe(
+    rig: &Rig,
+    direct: &mut Direct,
+    id: &str,
+    spec: &Value,
+) -> Result<(u32, String), String> {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let exec = format!("e{}", NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-    let (stdout, stderr) = (fifo(&rig.dir, &format!("{exec}-out")), fifo(&rig.dir, &format!("{exec}-err")));
+    let (stdout, stderr) =
+        (fifo(&rig.dir, &format!("{exec}-out")), fifo(&rig.dir, &format!("{exec}-err")));
     let mut request = exec_request(id, &exec, spec);
     (request.stdout, request.stderr) = (text(&stdout), text(&stderr));
     direct.call::<Empty>("Exec", &request).unwrap();
@@ -126,13 +138,21 @@ fn both(rig: &Rig, direct: &mut Direct, name: &str, spec: &Value) -> (u32, Strin
 
 /// All that a program can learn of its own state.
 const LOOK: &str = r#"
-    cd /proc/$$ 2>/dev/null; echo status; grep -E '^(Umask|Uid|Gid|Groups|SigPnd|SigBlk|SigIgn|SigCgt|ShdPnd|Cap[A-Za-z]*|NoNewPrivs|Seccomp|Seccomp_filters|Speculation_[A-Za-z_]*|Threads|Cpus_allowed_list|Mems_allowed_list|CoreDumping|THP_enabled):' status
+    cd /proc/$$ 2>/dev/null; echo status
+    names='Umask|Uid|Gid|Groups|SigPnd|SigBlk|SigIgn|SigCgt|ShdPnd|Cap[A-Za-z]*|NoNewPrivs|Seccomp'
+    names="$names|Seccomp_filters|Speculation_[A-Za-z_]*|Threads|Cpus_allowed_list"
+    names="$names|Mems_allowed_list|CoreDumping|THP_enabled"
+    grep -E "^($names):" status
     echo limits; cat limits
     echo cgroup; cat cgroup
     for n in ns/*; do [ "$(readlink $n)" = "$(readlink /proc/1/$n)" ] && echo $n as the init || echo $n ELSEWHERE; done
     echo attr; cat attr/current 2>/dev/null; echo oom; cat oom_score_adj; echo comm; cat comm
-    echo session; set -- $(cut -d')' -f2 stat); [ $4 = $$ ] && echo leads its session; [ $3 = $$ ] && echo leads its group; echo tty $5; echo nice ${17}
-    echo fds; for f in fd/*; do case $(readlink $f) in pipe:*) echo $f a pipe;; *) echo $f $(readlink $f);; esac; done
+    echo session; set -- $(cut -d')' -f2 stat); [ $4 = $$ ] && echo leads its session
+    [ $3 = $$ ] && echo leads its group; echo tty $5; echo nice ${17}
+    echo fds
+    for f in fd/*; do
+        case $(readlink $f) in pipe:*) echo $f a pipe;; *) echo $f $(readlink $f);; esac
+    done
     echo owner; stat -c '%u %g %a' .; stat -L -c '%u %g %a' fd/0 fd/1 fd/2
     echo keyring; grep -c _ses /proc/keys 2>/dev/null
     echo timerslack; cat timerslack_ns 2>/dev/null
@@ -154,13 +174,15 @@ fn a_native_exec_is_what_runcs_is() {
     let specs = [
         ("as it comes", looking(|_| {})),
         ("another user", looking(|spec| spec["user"] = user.clone())),
-        ("a user of /etc/passwd", looking(|spec| spec["user"] = json!({"uid": 65534, "gid": 65534}))),
+        (
+            "a user of /etc/passwd",
+            looking(|spec| spec["user"] = json!({"uid": 65534, "gid": 65534})),
+        ),
         ("no capabilities", looking(|spec| spec["capabilities"] = json!({}))),
         (
             "few capabilities",
             looking(|spec| {
-                spec["capabilities"] =
-                    json!({"bounding": few, "effective": few, "permitted": few, "inheritable": few});
+                spec["capabilities"] = json!({"bounding": few, "effective": few, "permitted": few, "inheritable": few});
             }),
         ),
         (
@@ -183,7 +205,8 @@ fn a_native_exec_is_what_runcs_is() {
         (
             "a directory that is the user's alone",
             looking(|spec| {
-                spec["args"] = json!(["sh", "-c", "mkdir -m 700 /private; chown 1000 /private; echo made"]);
+                spec["args"] =
+                    json!(["sh", "-c", "mkdir -m 700 /private; chown 1000 /private; echo made"]);
             }),
         ),
         (
@@ -193,7 +216,10 @@ fn a_native_exec_is_what_runcs_is() {
                 spec["user"] = user.clone();
             }),
         ),
-        ("an environment", looking(|spec| spec["env"] = json!(["PATH=/sbin:/bin", "A=1", "B=", "HOME=/x"]))),
+        (
+            "an environment",
+            looking(|spec| spec["env"] = json!(["PATH=/sbin:/bin", "A=1", "B=", "HOME=/x"])),
+        ),
         ("a path", looking(|spec| spec["args"][0] = "/bin/sh".into())),
         ("a relative path", looking(|spec| spec["args"][0] = "bin/sh".into())),
         ("a status", {
@@ -263,9 +289,12 @@ fn an_apparmor_profile_confines_a_native_exec_as_one_of_runcs() {
         return;
     }
     let rig = rig();
-    let (first, second) =
-        (format!("cleat-test-{}", std::process::id()), format!("cleat-test-{}-2", std::process::id()));
-    let (_first, _second) = (Profile::load(&first, "/etc/group"), Profile::load(&second, "/etc/passwd"));
+    let (first, second) = (
+        format!("cleat-test-{}", std::process::id()),
+        format!("cleat-test-{}-2", std::process::id()),
+    );
+    let (_first, _second) =
+        (Profile::load(&first, "/etc/group"), Profile::load(&second, "/etc/passwd"));
     let mut direct = pair_with(&rig, &["--apparmor-profile", &first]);
     let tries = |change: &dyn Fn(&mut Value)| {
         looking(|spec| {
@@ -280,7 +309,12 @@ fn an_apparmor_profile_confines_a_native_exec_as_one_of_runcs() {
     let specs = [
         ("the container's", tries(&|_| {}), &first, "/etc/group"),
         ("of a user", tries(&|spec| spec["user"] = user.clone()), &first, "/etc/group"),
-        ("without capabilities", tries(&|spec| spec["capabilities"] = json!({})), &first, "/etc/group"),
+        (
+            "without capabilities",
+            tries(&|spec| spec["capabilities"] = json!({})),
+            &first,
+            "/etc/group",
+        ),
         (
             "without new privileges",
             tries(&|spec| spec["noNewPrivileges"] = true.into()),
@@ -337,8 +371,7 @@ fn seccomp_filters_are_those_that_runc_loads() {
     };
     let user = json!({"uid": 1000, "gid": 1001, "additionalGids": [5]});
     let few = json!(["CAP_KILL", "CAP_CHOWN"]);
-    let some =
-        json!({"bounding": few, "effective": few, "permitted": few, "inheritable": few, "ambient": few});
+    let some = json!({"bounding": few, "effective": few, "permitted": few, "inheritable": few, "ambient": few});
     type Change<'a> = &'a dyn Fn(&mut Value);
     let specs: [(&str, Change<'_>); 6] = [
         ("new privileges", &|spec| spec["noNewPrivileges"] = false.into()),
@@ -377,7 +410,9 @@ fn seccomp_filters_are_those_that_runc_loads() {
 
 /// What filters a process has, as bytes. Traced by a thread of its own, which lets go when it ends.
 fn filters_in_helper(pid: u32) -> Vec<u8> {
-    let read = move || cleat::sys::seccomp::encode(&cleat::sys::seccomp::filters_of(pid).unwrap()).unwrap();
+    let read = move || {
+        cleat::sys::seccomp::encode(&cleat::sys::seccomp::filters_of(pid).unwrap()).unwrap()
+    };
     std::thread::spawn(read).join().unwrap()
 }
 
@@ -400,7 +435,8 @@ fn in_any_order(filters: &[u8]) -> Vec<Vec<u8>> {
 fn execs_under_a_strict_profile_are_runcs_and_run_once() {
     let rig = rig();
     let profile = rig.dir.join("profile.json");
-    let denied = ["setgroups", "setresuid", "capset", "keyctl", "setsid", "fchown", "setns", "unshare"];
+    let denied =
+        ["setgroups", "setresuid", "capset", "keyctl", "setsid", "fchown", "setns", "unshare"];
     let text = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
         "syscalls": [{"names": denied, "action": "SCMP_ACT_KILL_PROCESS"}]});
     std::fs::write(&profile, text.to_string()).unwrap();
@@ -413,7 +449,8 @@ fn execs_under_a_strict_profile_are_runcs_and_run_once() {
     until("the helper has tried", || {
         assert!(both(&rig, &mut direct, "strict", &spec).1.starts_with("in\n"));
         runs += 1;
-        rig.log().contains("the process has ended") || rig.log().contains("the helper ended with status")
+        rig.log().contains("the process has ended")
+            || rig.log().contains("the helper ended with status")
     });
     let seen = crate::support::read_all(format!("/proc/{}/root/runs", rig.init("pod")));
     assert_eq!(seen.lines().count(), runs, "each exec has run once");
@@ -473,11 +510,13 @@ fn without_one_of_its_cgroups_an_exec_is_runcs() {
     let (directory, root) = cgroups_of(init).swap_remove(0);
     let elsewhere = root.join(format!("cleat-test-{}-moved", std::process::id()));
     let elsewhere = Removed::made(elsewhere);
-    let move_to =
-        |directory: &Path| std::fs::write(directory.join("cgroup.procs"), init.to_string()).unwrap();
+    let move_to = |directory: &Path| {
+        std::fs::write(directory.join("cgroup.procs"), init.to_string()).unwrap()
+    };
     move_to(&elsewhere.0);
-    let run =
-        |direct: &mut Direct| observe(&rig, direct, "pod", &process_spec(&["cat", "/proc/self/cgroup"]));
+    let run = |direct: &mut Direct| {
+        observe(&rig, direct, "pod", &process_spec(&["cat", "/proc/self/cgroup"]))
+    };
     assert!(run(&mut direct).is_err(), "the init was moved");
     std::fs::remove_dir(&directory).unwrap();
     assert!(run(&mut direct).is_err(), "{} is not there", directory.display());
@@ -516,12 +555,15 @@ impl Drop for Removed {
 /// Freezes or thaws a container behind everybody's back.
 fn freeze(pid: u32, frozen: bool) {
     let cgroups = cgroups_of(pid);
-    let of_v1 =
-        cgroups.iter().map(|(directory, _)| directory.join("freezer.state")).find(|file| file.exists());
+    let of_v1 = cgroups
+        .iter()
+        .map(|(directory, _)| directory.join("freezer.state"))
+        .find(|file| file.exists());
     match of_v1 {
         Some(file) => std::fs::write(file, if frozen { "FROZEN" } else { "THAWED" }).unwrap(),
         None => {
-            std::fs::write(cgroups[0].0.join("cgroup.freeze"), if frozen { "1" } else { "0" }).unwrap();
+            std::fs::write(cgroups[0].0.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+                .unwrap();
         }
     }
 }
@@ -589,7 +631,8 @@ fn one_copy_of_the_binary_is_enough_for_a_shim() {
     }
     let links = std::fs::read_dir(format!("/proc/{shim}/fd")).unwrap().flatten();
     let targets = links.filter_map(|link| std::fs::read_link(link.path()).ok());
-    let copies: Vec<_> = targets.filter(|target| text(target).starts_with("/memfd:cleat-exec")).collect();
+    let copies: Vec<_> =
+        targets.filter(|target| text(target).starts_with("/memfd:cleat-exec")).collect();
     assert_eq!(copies.len(), 1, "{copies:?}");
     unpair(&rig);
 }
@@ -599,10 +642,10 @@ fn a_version_that_was_not_compared_starts_its_execs_itself() {
     let rig = rig();
     let bin = rig.dir.join("newer");
     std::fs::create_dir(&bin).unwrap();
-    let script =
-        "#!/bin/sh\n[ \"$1\" != --version ] || { echo runc version 9.9.9; exit 0; }\nexec runc \"$@\"\n";
+    let script = "#!/bin/sh\n[ \"$1\" != --version ] || { echo runc version 9.9.9; exit 0; }\nexec runc \"$@\"\n";
     std::fs::write(bin.join("runc"), script).unwrap();
-    std::fs::set_permissions(bin.join("runc"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(bin.join("runc"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
     let flags = asks_for_native(&rig, &format!("BinaryName = '{}'", text(&bin.join("runc"))));
     rig.run_with(&flags.iter().map(String::as_str).collect::<Vec<_>>(), "a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
@@ -621,8 +664,13 @@ fn the_home_of_a_user_who_may_not_read_passwd_is_found() {
     let mut direct = pair(&rig);
     for id in ["pod", "other"] {
         let passwd = format!("/proc/{}/root/etc/passwd", rig.init(id));
-        std::fs::write(&passwd, "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n").unwrap();
-        std::fs::set_permissions(&passwd, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::write(
+            &passwd,
+            "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
+        )
+        .unwrap();
+        std::fs::set_permissions(&passwd, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
     }
     let spec = looking(|spec| {
         spec["user"] = json!({"uid": 1000, "gid": 1000});
@@ -655,12 +703,16 @@ fn an_exec_has_the_processors_that_runc_gives_it() {
 fn a_native_exec_dies_with_its_container_and_its_kills_are_told() {
     let rig = rig();
     let flags = asks_for_native(&rig, "");
-    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--memory-limit", "31457280"]).collect();
+    let flags: Vec<&str> =
+        flags.iter().map(String::as_str).chain(["--memory-limit", "31457280"]).collect();
     rig.run_with(&flags, "a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     until_native(&rig, &mut direct, "a");
     let events = rig.events();
-    assert_eq!(direct.exec_to_end("a", "greedy", "exec dd if=/dev/zero of=/dev/null bs=60M count=1"), 137);
+    assert_eq!(
+        direct.exec_to_end("a", "greedy", "exec dd if=/dev/zero of=/dev/null bs=60M count=1"),
+        137
+    );
     events.wait_for("oom", 1);
     for number in 0..20 {
         let exec = format!("e{number}");
@@ -672,7 +724,11 @@ fn a_native_exec_dies_with_its_container_and_its_kills_are_told() {
     rig.ctr(["task", "kill", "-s", "9", "a"]);
     events.wait_for("exit", 22);
     until("the task stops", || rig.status("a").as_deref() == Some("STOPPED"));
-    assert_eq!(events.of("a").last().map(String::as_str), Some("exit"), "the init's exit is the last");
+    assert_eq!(
+        events.of("a").last().map(String::as_str),
+        Some("exit"),
+        "the init's exit is the last"
+    );
     rig.remove("a");
 }
 

@@ -1,4 +1,5 @@
-//! containerd in a container: what it sees of cgroups is a part, and may be called otherwise than it is.
+//! containerd in a container: what it sees of cgroups is a part, and may be called otherwise than
+//! it is.
 
 use crate::support::{self, Rig, add, is_unified, process, start, until, wait};
 use cleat::protocol::{Empty, task as api};
@@ -9,7 +10,8 @@ use std::{
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Cgroups of a container that is to have a containerd inside: one in each hierarchy, removed with this.
+/// Cgroups of a container that is to have a containerd inside: one in each hierarchy, removed with
+/// this.
 struct Outer(Vec<PathBuf>);
 
 impl Outer {
@@ -18,7 +20,8 @@ impl Outer {
             vec![Path::new(ROOT).join(name)]
         } else {
             let hierarchies = fs::read_dir(ROOT).unwrap().flatten().map(|entry| entry.path());
-            let real = hierarchies.filter(|path| path.join("cgroup.procs").exists() && !path.is_symlink());
+            let real =
+                hierarchies.filter(|path| path.join("cgroup.procs").exists() && !path.is_symlink());
             real.map(|path| path.join(name)).collect()
         };
         for path in &made {
@@ -72,9 +75,13 @@ fn containerd_in_a_container_with_the_hosts_cgroup_namespace() {
     {
         let mut rig = Rig::new();
         rig.end_containerd(libc::SIGTERM);
-        let inside = format!("mount --make-rprivate / && {} && exec containerd \"$@\"", outer.enter());
-        let wrapper =
-            support::script(&rig, "nested", &format!("exec unshare -m sh -ec '{inside}' sh \"$@\""));
+        let inside =
+            format!("mount --make-rprivate / && {} && exec containerd \"$@\"", outer.enter());
+        let wrapper = support::script(
+            &rig,
+            "nested",
+            &format!("exec unshare -m sh -ec '{inside}' sh \"$@\""),
+        );
         rig.set_containerd(wrapper.to_str().unwrap());
         rig.start_containerd();
         crate::surroundings::course(&rig);

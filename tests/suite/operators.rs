@@ -22,7 +22,8 @@ use std::{
 
 fn cleat(words: &[&str]) -> Command {
     let mut command = Command::new(cli_binary());
-    let path = format!("{}:{}", shim_binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let path =
+        format!("{}:{}", shim_binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
     command.args(words).env("PATH", path).stdin(Stdio::null());
     command
 }
@@ -83,15 +84,21 @@ fn ps_shows_a_pod_and_who_is_connected() {
         (&a["id"], &a["status"], &a["pid"], &a["name"]),
         (&"a".into(), &"running".into(), &rig.init("a").into(), &"(sandbox)".into())
     );
-    assert_eq!((&b["id"], &b["status"], &b["exit_status"]), (&"b".into(), &"stopped".into(), &3.into()));
+    assert_eq!(
+        (&b["id"], &b["status"], &b["exit_status"]),
+        (&"b".into(), &"stopped".into(), &3.into())
+    );
     assert!(
-        seen["memory_kib"]["private"].as_u64().unwrap() > 50 && a["memory_bytes"].as_u64().unwrap() > 10_000,
+        seen["memory_kib"]["private"].as_u64().unwrap() > 50
+            && a["memory_bytes"].as_u64().unwrap() > 10_000,
         "{seen}"
     );
     let table = succeeds(&["ps"]);
     let line = table.lines().find(|line| line.starts_with(&shim.to_string())).unwrap();
     assert!(
-        line.contains("prod/web-0") && line.contains("1 running, 1 stopped") && line.ends_with("connected"),
+        line.contains("prod/web-0")
+            && line.contains("1 running, 1 stopped")
+            && line.ends_with("connected"),
         "{line}"
     );
     assert!(
@@ -111,11 +118,15 @@ fn ps_shows_a_pod_and_who_is_connected() {
 #[test]
 fn go_shims_are_shown_as_well() {
     let rig = Rig::new();
-    let go = Command::new("sh").args(["-c", "command -v containerd-shim-runc-v2"]).output().unwrap();
+    let go =
+        Command::new("sh").args(["-c", "command -v containerd-shim-runc-v2"]).output().unwrap();
     let go = std::env::var("CLEAT_TEST_GO_SHIM").unwrap_or_else(|_| stdout(&go).trim().to_owned());
     rig.run_with(&["--runtime", &go], "a", &["sleep", "1000"]);
     let seen = ps(rig.shim());
-    assert_eq!((&seen["kind"], &seen["containers"][0]["status"]), (&"other".into(), &"running".into()));
+    assert_eq!(
+        (&seen["kind"], &seen["containers"][0]["status"]),
+        (&"other".into(), &"running".into())
+    );
     assert!(seen["threads"].as_u64().unwrap() > 4 && seen["containerd"] == true, "{seen}");
     assert!(succeeds(&["inspect", &rig.shim().to_string()]).contains("running"));
     rig.remove("a");
@@ -130,7 +141,8 @@ fn inspect_tells_what_a_shim_is_doing() {
     let shim = rig.shim().to_string();
     let logger = support::script(&rig, "logger", "exec 5>&-; exec cat <&3 >/dev/null");
     let mut direct = rig.direct("inspected");
-    let mut exec = support::exec_request("inspected", "slow", &support::process_spec(&["echo", "hello"]));
+    let mut exec =
+        support::exec_request("inspected", "slow", &support::process_spec(&["echo", "hello"]));
     exec.stdout = format!("binary://{}", logger.display());
     direct.call::<Empty>("Exec", &exec).unwrap();
     direct.send("Start", &support::process("inspected", "slow"));
@@ -148,8 +160,13 @@ fn inspect_tells_what_a_shim_is_doing() {
     until("the exit is shown", || exec()["exit_status"] == 0);
     let seen = exec();
     assert_eq!((&seen["exec_id"], &seen["status"]), (&"slow".into(), &"stopped".into()));
-    let stdout =
-        seen["streams"].as_array().unwrap().iter().find(|stream| stream["name"] == "stdout").unwrap().clone();
+    let stdout = seen["streams"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|stream| stream["name"] == "stdout")
+        .unwrap()
+        .clone();
     assert_eq!((&stdout["bytes"], &stdout["ended"]), (&6.into(), &true.into()));
     assert_eq!(seen["logger"]["path"], logger.to_str().unwrap());
     let whole = json(&["inspect", &shim, "-o", "json"]);
@@ -169,19 +186,28 @@ fn inspect_tells_what_a_shim_is_doing() {
     direct.call::<api::DeleteResponse>("Delete", &support::process("inspected", "slow")).unwrap();
     kill(rig.init("inspected"), libc::SIGKILL);
     until("an event waits", || json(&["inspect", &shim, "-o", "json"])["events"]["waiting"] == 1);
-    until("the trouble is shown", || succeeds(&["inspect", &shim]).contains("waiting for containerd"));
+    until("the trouble is shown", || {
+        succeeds(&["inspect", &shim]).contains("waiting for containerd")
+    });
     rig.start_containerd();
     rig.remove("inspected");
     let refused = output(&["inspect", "no-such-thing"]);
-    assert!(!refused.status.success() && stderr(&refused).contains("cleat ps -c"), "{}", stderr(&refused));
+    assert!(
+        !refused.status.success() && stderr(&refused).contains("cleat ps -c"),
+        "{}",
+        stderr(&refused)
+    );
 }
 
-// A container may call its process as it likes, and serve what it likes. Defence: `node::processes`, the mount namespace.
+// A container may call its process as it likes, and serve what it likes. Defence:
+// `node::processes`, the mount namespace.
 #[test]
 fn a_container_that_plays_the_shim_is_not_believed() {
     let rig = Rig::new();
-    let mount =
-        format!("type=bind,src={},dst=/containerd-shim-fake-v2,options=bind:ro", shim_binary().display());
+    let mount = format!(
+        "type=bind,src={},dst=/containerd-shim-fake-v2,options=bind:ro",
+        shim_binary().display()
+    );
     let words = ["/containerd-shim-fake-v2", "-namespace", "x", "-id", "y", "-socket", "/tmp/s"];
     rig.run_with(&["--runtime", support::CLEAT, "--mount", &mount], "a", &words);
     let socket = format!("/proc/{}/root/tmp/s", rig.init("a"));
@@ -236,7 +262,10 @@ fn events_are_shown_as_they_happen_each_once() {
         number += 1;
         let id = format!("e{number}");
         direct
-            .call::<Empty>("Exec", &support::exec_request("a", &id, &support::process_spec(&["true"])))
+            .call::<Empty>(
+                "Exec",
+                &support::exec_request("a", &id, &support::process_spec(&["true"])),
+            )
             .unwrap();
         support::start(&mut direct, &id);
         support::wait(&mut direct, &id);
@@ -260,7 +289,8 @@ fn events_are_shown_as_they_happen_each_once() {
         .collect();
     for (id, topic) in wanted {
         let event = next(Duration::from_secs(20)).expect("an event is missing");
-        let exec = if topic == "/tasks/exit" { &event["event"]["id"] } else { &event["event"]["exec_id"] };
+        let exec =
+            if topic == "/tasks/exit" { &event["event"]["id"] } else { &event["event"]["exec_id"] };
         assert_eq!((event["topic"].as_str(), exec.as_str()), (Some(topic), Some(id.as_str())));
     }
     rig.remove("a");
@@ -294,12 +324,20 @@ fn top_shows_what_is_used() {
 
 /// Makes a file look as if it had been there for long.
 fn age(path: &Path) {
-    assert!(Command::new("touch").args(["-h", "-d", "1 hour ago"]).arg(path).status().unwrap().success());
+    assert!(
+        Command::new("touch")
+            .args(["-h", "-d", "1 hour ago"])
+            .arg(path)
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[test]
 fn the_end_of_a_pipe_is_no_failure_and_help_has_examples() {
-    let mut child = cleat(&["metrics"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        cleat(&["metrics"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));

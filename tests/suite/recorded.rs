@@ -30,8 +30,12 @@ fn answer(name: &str) -> Vec<u8> {
     command.args(text(name, "arguments").lines()).current_dir(format!("{PLACE}/bundle"));
     command.env("TTRPC_ADDRESS", format!("{PLACE}/c.sock.ttrpc")).env_remove("MAX_SHIM_VERSION");
     command.envs(text(name, "environment").lines().filter_map(|line| line.split_once('=')));
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(&recorded(name, "stdin")).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{name}: {output:?}");
@@ -40,7 +44,10 @@ fn answer(name: &str) -> Vec<u8> {
 }
 
 fn daemons() -> Vec<u32> {
-    all_pids().into_iter().filter(|pid| cmdline(*pid).contains(&format!("{PLACE}/c.sock"))).collect()
+    all_pids()
+        .into_iter()
+        .filter(|pid| cmdline(*pid).contains(&format!("{PLACE}/c.sock")))
+        .collect()
 }
 
 fn end_daemons() {
@@ -64,10 +71,12 @@ fn answers_are_those_of_gos_shims() {
     fs::write(format!("{PLACE}/runtime"), features).unwrap();
     fs::set_permissions(format!("{PLACE}/runtime"), fs::Permissions::from_mode(0o755)).unwrap();
 
-    for name in ["start-1.6-empty", "start-1.6-options", "start-2.3-params", "start-2.3-directory"] {
+    for name in ["start-1.6-empty", "start-1.6-options", "start-2.3-params", "start-2.3-directory"]
+    {
         assert_eq!(answer(name), recorded(name, "stdout"), "{name}");
     }
-    // Go's 2.1 shim says version 3. containerd 1.7 asks in the same words and refuses 3, so we say 2, which both take.
+    // Go's 2.1 shim says version 3. containerd 1.7 asks in the same words and refuses 3, so we say
+    // 2, which both take.
     let json = text("start-2.1-options", "stdout").replace("\"version\":3", "\"version\":2");
     assert_eq!(String::from_utf8(answer("start-2.1-options")).unwrap(), json);
     // All but the version, which is ours.

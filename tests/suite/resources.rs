@@ -1,6 +1,8 @@
-//! Limits, figures and out-of-memory kills on either version of cgroups, beside the Go shim of the same machine.
+//! Limits, figures and out-of-memory kills on either version of cgroups, beside the Go shim of the
+//! same machine.
 //!
-//! `CLEAT_TEST_GO_SHIM`: the Go shim (`containerd-shim-runc-v2` in PATH). `CLEAT_OOM_LIVES`: how many kills must be told (25).
+//! `CLEAT_TEST_GO_SHIM`: the Go shim (`containerd-shim-runc-v2` in PATH). `CLEAT_OOM_LIVES`: how
+//! many kills must be told (25).
 
 use crate::support::{self, CLEAT, Direct, Rig, kill, process_spec, read_all, until};
 use cleat::{
@@ -24,11 +26,14 @@ fn go_shim() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let named = std::env::var_os("CLEAT_TEST_GO_SHIM").map(PathBuf::from);
     named.or_else(|| {
-        std::env::split_paths(&path).map(|dir| dir.join("containerd-shim-runc-v2")).find(|path| path.exists())
+        std::env::split_paths(&path)
+            .map(|dir| dir.join("containerd-shim-runc-v2"))
+            .find(|path| path.exists())
     })
 }
 
-/// By version 2 of the Task service, which Go's shim has not had since 2.3 under a containerd that has version 3; then by that.
+/// By version 2 of the Task service, which Go's shim has not had since 2.3 under a containerd that
+/// has version 3; then by that.
 fn call<R: Message + Default>(
     direct: &mut Direct,
     method: &str,
@@ -36,13 +41,16 @@ fn call<R: Message + Default>(
 ) -> Result<R, Status> {
     const UNIMPLEMENTED: i32 = 12;
     match direct.call_service(api::SERVICES[0], method, request) {
-        Err(status) if status.code == UNIMPLEMENTED => direct.call_service(api::SERVICES[1], method, request),
+        Err(status) if status.code == UNIMPLEMENTED => {
+            direct.call_service(api::SERVICES[1], method, request)
+        }
         result => result,
     }
 }
 
 fn stats(direct: &mut Direct, id: &str) -> Any {
-    let answer: api::StatsResponse = call(direct, "Stats", &api::ContainerRequest { id: id.into() }).unwrap();
+    let answer: api::StatsResponse =
+        call(direct, "Stats", &api::ContainerRequest { id: id.into() }).unwrap();
     answer.stats.unwrap()
 }
 
@@ -52,10 +60,13 @@ fn update(direct: &mut Direct, id: &str, json: &str) -> Result<(), String> {
         value: json.as_bytes().to_vec(),
     };
     let request = api::UpdateTaskRequest { id: id.into(), resources: Some(resources) };
-    call::<Empty>(direct, "Update", &request).map(|_| ()).map_err(|status| status.message.replace(id, "ID"))
+    call::<Empty>(direct, "Update", &request)
+        .map(|_| ())
+        .map_err(|status| status.message.replace(id, "ID"))
 }
 
-/// Every field of a Metrics message by its path, those of messages in lists by their keys. Panics if the message has a field that we do not know.
+/// Every field of a Metrics message by its path, those of messages in lists by their keys. Panics
+/// if the message has a field that we do not know.
 fn fields(any: &Any) -> BTreeMap<String, String> {
     let value = any.value.as_slice();
     let (text, known) = if any.type_url == stats_v1::METRICS_URL {
@@ -139,8 +150,14 @@ fn figures_are_those_of_gos_shim_field_by_field() {
     let work = "dd if=/dev/zero of=/file bs=1M count=24 2>/dev/null; cat /file > /dev/null; i=0
          while [ $i -lt 60 ]; do true | cat; i=$((i+1)); done; i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done; echo > /done; exec sleep 1000";
     for (id, runtime) in [("ours", CLEAT), ("gos", go.to_str().unwrap())] {
-        rig.run_with(&["--runtime", runtime, "--memory-limit", "134217728"], id, &["sh", "-c", work]);
-        until("the work is done", || Path::new(&format!("/proc/{}/root/done", rig.init(id))).exists());
+        rig.run_with(
+            &["--runtime", runtime, "--memory-limit", "134217728"],
+            id,
+            &["sh", "-c", work],
+        );
+        until("the work is done", || {
+            Path::new(&format!("/proc/{}/root/done", rig.init(id))).exists()
+        });
     }
     std::thread::sleep(Duration::from_millis(300));
     let ours = fields(&stats(&mut rig.direct("ours"), "ours"));
@@ -149,7 +166,8 @@ fn figures_are_those_of_gos_shim_field_by_field() {
     println!("{:60}{:>24}{:>24}", "field", "Go", "cleat");
     for path in ours.keys().chain(theirs.keys()).collect::<std::collections::BTreeSet<_>>() {
         let (a, b) = (ours.get(path), theirs.get(path));
-        let show = |value: Option<&String>| value.map_or_else(|| "-".to_owned(), |value| value.clone());
+        let show =
+            |value: Option<&String>| value.map_or_else(|| "-".to_owned(), |value| value.clone());
         println!("{path:60}{:>24}{:>24}", show(b), show(a));
         // Go's shim of 1.6 knows neither pressure nor what came with it.
         let newer = ["psi", "peak", "max_usage", "burst", "workingset_", "oom_group", "failcnt"];
@@ -219,7 +237,8 @@ const LIMITS: &[Limit] = &[
     },
 ];
 
-/// Asked for as well, but what comes of it depends on runtime and kernel: it must be the same as with Go.
+/// Asked for as well, but what comes of it depends on runtime and kernel: it must be the same as
+/// with Go.
 const AS_WITH_GO: &[&str] = &[
     r#"{"blockIO":{"weight":200}}"#,
     r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#,
@@ -232,7 +251,9 @@ const AS_WITH_GO: &[&str] = &[
 /// A file of a container's cgroup: `CONTROLLER/FILE` on v1, `FILE` on v2.
 fn cgroup_file(rig: &Rig, id: &str, name: &str) -> String {
     let path = match name.split_once('/') {
-        Some((controller, file)) => format!("/sys/fs/cgroup/{controller}/{}/{id}/{file}", rig.namespace),
+        Some((controller, file)) => {
+            format!("/sys/fs/cgroup/{controller}/{}/{id}/{file}", rig.namespace)
+        }
         None => format!("/sys/fs/cgroup/{}/{id}/{name}", rig.namespace),
     };
     read_all(path).trim().to_owned()
@@ -247,11 +268,14 @@ fn every_kind_of_limit_is_updated_as_gos_shim_does() {
         rig.run_with(&["--runtime", go.to_str().unwrap()], "gos", &["sleep", "1000"]);
     }
     for Limit { json, v1, v2 } in LIMITS {
-        let Some((file, expected)) = (if support::is_unified() { v2 } else { v1 }) else { continue };
+        let Some((file, expected)) = (if support::is_unified() { v2 } else { v1 }) else {
+            continue;
+        };
         update(&mut rig.direct("ours"), "ours", json).unwrap_or_else(|e| panic!("{json}: {e}"));
         assert_eq!(cgroup_file(&rig, "ours", file), *expected, "{json}: {file}");
         if go.is_some() {
-            update(&mut rig.direct("gos"), "gos", json).unwrap_or_else(|e| panic!("Go: {json}: {e}"));
+            update(&mut rig.direct("gos"), "gos", json)
+                .unwrap_or_else(|e| panic!("Go: {json}: {e}"));
             assert_eq!(cgroup_file(&rig, "gos", file), *expected, "Go: {json}: {file}");
         }
     }
@@ -273,7 +297,11 @@ fn every_kind_of_limit_is_updated_as_gos_shim_does() {
             ]
         };
         for file in files {
-            assert_eq!(cgroup_file(&rig, "ours", file), cgroup_file(&rig, "gos", file), "{json}: {file}");
+            assert_eq!(
+                cgroup_file(&rig, "ours", file),
+                cgroup_file(&rig, "gos", file),
+                "{json}: {file}"
+            );
         }
         if let Err(ours) = ours {
             assert!(!ours.is_empty(), "{json}");
@@ -288,8 +316,13 @@ fn every_kind_of_limit_is_updated_as_gos_shim_does() {
     }
 }
 
-/// A container `b` on the mount of `a`, mounted anew: a user namespace must own nothing of the way there.
-fn second_container(rig: &Rig, direct: &mut Direct, change: impl FnOnce(&mut serde_json::Value)) -> u32 {
+/// A container `b` on the mount of `a`, mounted anew: a user namespace must own nothing of the way
+/// there.
+fn second_container(
+    rig: &Rig,
+    direct: &mut Direct,
+    change: impl FnOnce(&mut serde_json::Value),
+) -> u32 {
     let rbind = cleat::protocol::Mount {
         r#type: "bind".into(),
         source: support::text(&rig.bundle("a").join("rootfs")),
@@ -313,7 +346,8 @@ fn a_cgroup_namespace_changes_nothing_for_the_shim() {
     assert_ne!(namespace(pid), namespace(std::process::id()));
     // runc's last thread may be on its way out.
     until("one process", || fields(&stats(&mut direct, "b"))["pids.current"] == "1");
-    let pids: api::PidsResponse = direct.call("Pids", &api::ContainerRequest { id: "b".into() }).unwrap();
+    let pids: api::PidsResponse =
+        direct.call("Pids", &api::ContainerRequest { id: "b".into() }).unwrap();
     assert_eq!(pids.processes[0].pid, pid);
     assert_eq!(direct.exec_to_end("b", "e", "exit 7"), 7);
     update(&mut direct, "b", r#"{"pids":{"limit":77}}"#).unwrap();
@@ -330,7 +364,10 @@ fn a_container_in_a_user_namespace_has_figures_streams_and_kills() {
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     let pid = second_container(&rig, &mut direct, |config| {
-        config["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({"type": "user"}));
+        config["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .push(serde_json::json!({"type": "user"}));
         let map = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
         (config["linux"]["uidMappings"], config["linux"]["gidMappings"]) = (map.clone(), map);
         config["linux"]["resources"]["memory"]["limit"] = (20 << 20).into();
@@ -339,8 +376,11 @@ fn a_container_in_a_user_namespace_has_figures_streams_and_kills() {
     });
     assert!(read_all(format!("/proc/{pid}/uid_map")).contains("100000"));
     let stdout = support::fifo(&rig.dir, "out");
-    let mut request =
-        support::exec_request("b", "e", &process_spec(&["sh", "-c", "id -u; echo more > /dev/stderr"]));
+    let mut request = support::exec_request(
+        "b",
+        "e",
+        &process_spec(&["sh", "-c", "id -u; echo more > /dev/stderr"]),
+    );
     request.stdout = support::text(&stdout);
     direct.call::<Empty>("Exec", &request).unwrap();
     let mut output = support::reader(&stdout);
@@ -363,12 +403,17 @@ const GREEDY: &str = "exec dd if=/dev/zero of=/dev/null bs=40M count=1";
 
 #[test]
 fn every_out_of_memory_kill_is_told_before_the_exit() {
-    let lives = std::env::var("CLEAT_OOM_LIVES").ok().and_then(|text| text.parse().ok()).unwrap_or(25);
+    let lives =
+        std::env::var("CLEAT_OOM_LIVES").ok().and_then(|text| text.parse().ok()).unwrap_or(25);
     let rig = Rig::new();
     let events = rig.events();
     for life in 0..lives {
         let id = format!("a{life}");
-        rig.run_with(&["--runtime", CLEAT, "--memory-limit", "20971520"], &id, &["sh", "-c", GREEDY]);
+        rig.run_with(
+            &["--runtime", CLEAT, "--memory-limit", "20971520"],
+            &id,
+            &["sh", "-c", GREEDY],
+        );
         events.wait_for("exit", life + 1);
         let mut told = events.of(&id);
         assert_eq!(told.pop().as_deref(), Some("exit"), "{id}");
@@ -435,7 +480,10 @@ fn a_group_that_is_killed_as_a_whole_is_told() {
     events.wait_for("exit", 1);
     let told = events.of("a");
     assert_eq!(told.first().map(String::as_str), Some("create"));
-    assert!(told.contains(&"oom".to_owned()) && told.last().map(String::as_str) == Some("exit"), "{told:?}");
+    assert!(
+        told.contains(&"oom".to_owned()) && told.last().map(String::as_str) == Some("exit"),
+        "{told:?}"
+    );
     rig.remove("a");
 }
 
@@ -447,9 +495,18 @@ fn systemd_makes_the_cgroup_and_it_goes_with_the_container() {
     }
     let rig = Rig::new();
     let events = rig.events();
-    let flags =
-        ["--runtime", support::RUNC, "--runc-systemd-cgroup", "--cgroup", "system.slice:cleat-test:a"];
-    rig.run_with(&[flags.as_slice(), &["--memory-limit", "20971520"]].concat(), "a", &["sleep", "1000"]);
+    let flags = [
+        "--runtime",
+        support::RUNC,
+        "--runc-systemd-cgroup",
+        "--cgroup",
+        "system.slice:cleat-test:a",
+    ];
+    rig.run_with(
+        &[flags.as_slice(), &["--memory-limit", "20971520"]].concat(),
+        "a",
+        &["sleep", "1000"],
+    );
     let scope = Path::new("/sys/fs/cgroup/system.slice/cleat-test-a.scope");
     assert!(read_all(format!("/proc/{}/cgroup", rig.init("a"))).contains("cleat-test-a.scope"));
     let mut direct = rig.direct("a");
@@ -493,8 +550,9 @@ fn scar_61_a_container_is_saved_and_restored() {
     let count = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done";
     let flags = ["--runtime", CLEAT];
     rig.run_with(&flags, "a", &["sh", "-c", count]);
-    let counted =
-        |id: &str| read_all(format!("/proc/{}/root/count", rig.init(id))).trim().parse::<u64>().unwrap_or(0);
+    let counted = |id: &str| {
+        read_all(format!("/proc/{}/root/count", rig.init(id))).trim().parse::<u64>().unwrap_or(0)
+    };
     until("it counts", || counted("a") > 5);
     let mut direct = rig.direct("a");
     // It runs on.
@@ -544,7 +602,9 @@ fn scar_61_a_checkpoint_that_fails_keeps_its_log_and_the_container() {
     assert_eq!(read_all(&log), "criu said why\n");
     assert!(!rig.bundle("a").join("criu-work").exists());
     assert_eq!(direct.exec_to_end("a", "e", "exit 7"), 7);
-    for (path, what) in [("image", "checkpoint \"image\""), ("/run/../etc", "checkpoint \"/run/../etc\"")] {
+    for (path, what) in
+        [("image", "checkpoint \"image\""), ("/run/../etc", "checkpoint \"/run/../etc\"")]
+    {
         let refused = checkpoint(&mut direct, "a", Path::new(path), true).unwrap_err();
         assert!(refused.message.contains(what), "{}", refused.message);
         assert_eq!(refused.code, cleat::rpc::Code::InvalidArgument as i32);
@@ -573,9 +633,16 @@ fn scar_61_a_checkpoint_that_cannot_be_restored_is_created_fails_to_start_and_is
     let refused = direct.call::<Empty>("Exec", &exec).unwrap_err();
     assert!(refused.message.contains("cannot exec in a created state"), "{}", refused.message);
     let refused = checkpoint(&mut direct, "b", &rig.dir, true).unwrap_err();
-    assert!(refused.message.contains("cannot checkpoint a task in created state"), "{}", refused.message);
+    assert!(
+        refused.message.contains("cannot checkpoint a task in created state"),
+        "{}",
+        refused.message
+    );
     let kill = api::KillRequest { id: "b".into(), exec_id: String::new(), signal: 9, all: false };
-    assert_eq!(direct.call::<Empty>("Kill", &kill).unwrap_err().code, cleat::rpc::Code::NotFound as i32);
+    assert_eq!(
+        direct.call::<Empty>("Kill", &kill).unwrap_err().code,
+        cleat::rpc::Code::NotFound as i32
+    );
     for _ in 0..2 {
         let refused = direct.call::<api::PidResponse>("Start", &process).unwrap_err();
         assert!(refused.message.contains("OCI runtime restore failed"), "{}", refused.message);
@@ -584,7 +651,8 @@ fn scar_61_a_checkpoint_that_cannot_be_restored_is_created_fails_to_start_and_is
     rig.remove("a");
 }
 
-// Rootless: a user without any right, in a user namespace of his own, with runc, shim and client in it.
+// Rootless: a user without any right, in a user namespace of his own, with runc, shim and client in
+// it.
 #[test]
 fn a_user_without_rights_runs_a_container() {
     use std::os::unix::{fs::chown, process::CommandExt};
@@ -609,7 +677,12 @@ fn a_user_without_rights_runs_a_container() {
         PATH=..:$PATH ../cleat run --no-tty . busybox sh -c 'busybox id -u; busybox cat /proc/self/uid_map; exit 3'";
     let mut command = Command::new("unshare");
     command.args(["-U", "-r", "-m", "-p", "-f", "--mount-proc", "sh", "-c", script]);
-    command.current_dir(place.path()).uid(NOBODY).gid(NOBODY).env("HOME", place.path()).stdin(Stdio::null());
+    command
+        .current_dir(place.path())
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .env("HOME", place.path())
+        .stdin(Stdio::null());
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(3), "{text} {}", String::from_utf8_lossy(&output.stderr));

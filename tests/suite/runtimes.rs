@@ -6,7 +6,8 @@ use crate::support::{
 use cleat::protocol::{Empty, task as api};
 use std::{fs, path::Path, process::Command};
 
-/// A program that keeps its containers elsewhere than it is told, as gVisor's runsc and many scripts do. It writes down its kills.
+/// A program that keeps its containers elsewhere than it is told, as gVisor's runsc and many
+/// scripts do. It writes down its kills.
 fn elsewhere(rig: &Rig) -> ([String; 4], std::path::PathBuf) {
     let root = rig.dir.join("elsewhere");
     let text = format!(
@@ -21,7 +22,8 @@ fn elsewhere(rig: &Rig) -> ([String; 4], std::path::PathBuf) {
 }
 
 fn records(root: &Path) -> usize {
-    fs::read_dir(root).map_or(0, |entries| entries.flatten().filter(|entry| entry.path().is_dir()).count())
+    fs::read_dir(root)
+        .map_or(0, |entries| entries.flatten().filter(|entry| entry.path().is_dir()).count())
 }
 
 fn flags(flags: &[String; 4]) -> [&str; 4] {
@@ -75,7 +77,12 @@ fn a_create_that_fails_leaves_nothing_with_such_a_runtime() {
     );
     fs::write(&runtime[3], text).unwrap();
     let failed = rig.try_ctr(
-        [&["run", "-d", "--null-io"], &flags(&runtime)[..], &[support::IMAGE, "a", "sleep", "1000"]].concat(),
+        [
+            &["run", "-d", "--null-io"],
+            &flags(&runtime)[..],
+            &[support::IMAGE, "a", "sleep", "1000"],
+        ]
+        .concat(),
     );
     assert!(!failed.status.success());
     until("nothing is left", || records(&root) == 0);
@@ -86,7 +93,8 @@ fn a_create_that_fails_leaves_nothing_with_such_a_runtime() {
 fn hooks_after_the_end_may_take_their_time() {
     let rig = Rig::new();
     // Longer than any other call may take.
-    let text = format!("case \"$*\" in *' delete '*) sleep 63; touch {}/hooked;; esac", rig.dir.display());
+    let text =
+        format!("case \"$*\" in *' delete '*) sleep 63; touch {}/hooked;; esac", rig.dir.display());
     let runtime = rig.runtime_script(&text);
     rig.run_with(&flags(&runtime), "a", &["true"]);
     until("it has ended", || rig.status("a").as_deref() == Some("STOPPED"));
@@ -120,13 +128,16 @@ fn an_exec_may_be_called_init() {
 fn an_exec_whose_start_failed_is_as_it_was_and_may_be_started_again() {
     let rig = Rig::new();
     let gate = rig.dir.join("gate");
-    let text = format!("case \"$*\" in *' exec '*) mkdir {} 2>/dev/null && exit 1;; esac", gate.display());
+    let text =
+        format!("case \"$*\" in *' exec '*) mkdir {} 2>/dev/null && exit 1;; esac", gate.display());
     let runtime = rig.runtime_script(&text);
     rig.run_with(&flags(&runtime), "a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     let path = support::fifo(&rig.dir, "out");
     let mut reader = support::reader(&path);
-    add(&mut direct, "e", "echo out; exit 3", |request| request.stdout = path.to_str().unwrap().into());
+    add(&mut direct, "e", "echo out; exit 3", |request| {
+        request.stdout = path.to_str().unwrap().into()
+    });
     direct.call::<api::PidResponse>("Start", &process("a", "e")).unwrap_err();
     let state = direct.state("a", "e").unwrap();
     assert_eq!((state.status, state.pid, state.exit_status), (api::Status::Created as i32, 0, 0));
@@ -155,7 +166,10 @@ fn an_exec_that_waits_for_its_start_dies_with_the_runtime_call_only() {
     }
     assert_eq!(children(rig.shim()).len(), 1);
     direct
-        .call::<Empty>("Kill", &api::KillRequest { id: "a".into(), signal: 9, ..Default::default() })
+        .call::<Empty>(
+            "Kill",
+            &api::KillRequest { id: "a".into(), signal: 9, ..Default::default() },
+        )
         .unwrap();
     rig.remove("a");
 }
@@ -169,7 +183,8 @@ fn a_delete_kills_nobody_in_a_cgroup_that_was_there_before() {
     fs::create_dir_all(&other).unwrap();
     fs::copy(rig.bundle("a").join("config.json"), other.join("config.json")).unwrap();
     let elsewhere = rig.dir.join("elsewhere");
-    fs::write(other.join("options.json"), format!("{{\"root\":\"{}\"}}", elsewhere.display())).unwrap();
+    fs::write(other.join("options.json"), format!("{{\"root\":\"{}\"}}", elsewhere.display()))
+        .unwrap();
     fs::write(other.join("runtime"), "runc").unwrap();
     delete_action(&rig, &other, "a");
     assert_eq!(rig.status("a").as_deref(), Some("RUNNING"));
@@ -198,11 +213,15 @@ fn a_delete_that_was_not_waited_for_does_not_meet_the_next_container() {
     until("containerd has cleared up", || rig.status("a").is_none());
     let run = || {
         let _ = rig.try_ctr(["container", "rm", "a"]);
-        let words =
-            [&["run", "-d", "--null-io"], &flags(&runtime)[..], &[support::IMAGE, "a", "sleep", "1000"]];
+        let words = [
+            &["run", "-d", "--null-io"],
+            &flags(&runtime)[..],
+            &[support::IMAGE, "a", "sleep", "1000"],
+        ];
         rig.try_ctr(words.concat()).status.success()
     };
-    // As soon as containerd has let go of the first one's bundle: what the runtime still knows is no reason to refuse the second. (Go's shim does.)
+    // As soon as containerd has let go of the first one's bundle: what the runtime still knows is
+    // no reason to refuse the second. (Go's shim does.)
     until("its bundle has gone", || !rig.bundle("a").exists());
     assert!(run() || support::is_go() && run(), "{}", rig.log());
     let init = rig.init("a");
@@ -219,9 +238,11 @@ fn what_lives_or_is_anothers_keeps_its_record() {
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     let bundle = support::bundle_beside(&rig, |_| {});
-    let (root, mut idle) = (rig.dir.join("root"), Command::new("sleep").arg("1000").spawn().unwrap());
+    let (root, mut idle) =
+        (rig.dir.join("root"), Command::new("sleep").arg("1000").spawn().unwrap());
     let record = root.join(&rig.namespace).join("b/state.json");
-    let options = cleat::protocol::options::Options { root: support::text(&root), ..Default::default() };
+    let options =
+        cleat::protocol::options::Options { root: support::text(&root), ..Default::default() };
     let create = api::CreateTaskRequest {
         id: "b".into(),
         bundle: support::text(&bundle),
@@ -241,10 +262,12 @@ fn what_lives_or_is_anothers_keeps_its_record() {
         fs::create_dir_all(record.parent().unwrap()).unwrap();
         fs::write(&record, written.replace(from, to)).unwrap();
     };
-    let started =
-        |pid: u32| support::read_all(format!("/proc/{pid}/stat")).split(' ').nth(21).unwrap().to_owned();
+    let started = |pid: u32| {
+        support::read_all(format!("/proc/{pid}/stat")).split(' ').nth(21).unwrap().to_owned()
+    };
     let at = written.split("init_process_start\":").nth(1).unwrap().split(',').next().unwrap();
-    let of = |pid: u32, at: &str| format!("\"init_process_pid\":{pid},\"init_process_start\":{at},");
+    let of =
+        |pid: u32, at: &str| format!("\"init_process_pid\":{pid},\"init_process_start\":{at},");
     let ours = format!("bundle={}\"", bundle.display());
     let cases = [
         (of(pid, at), of(idle.id(), &started(idle.id()))),
@@ -265,24 +288,30 @@ fn what_lives_or_is_anothers_keeps_its_record() {
     rig.remove("a");
 }
 
-// The same bundle once more, as callers other than containerd do it: what is said there of the first container is not true of the second.
+// The same bundle once more, as callers other than containerd do it: what is said there of the
+// first container is not true of the second.
 #[test]
 fn a_second_life_in_a_bundle_inherits_nothing() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
     let bundle = support::bundle_beside(&rig, |_| {});
-    let mut create =
-        api::CreateTaskRequest { id: "b".into(), bundle: support::text(&bundle), ..Default::default() };
+    let mut create = api::CreateTaskRequest {
+        id: "b".into(),
+        bundle: support::text(&bundle),
+        ..Default::default()
+    };
     direct.call::<api::PidResponse>("Create", &create).unwrap();
     direct.call::<api::PidResponse>("Start", &process("b", "")).unwrap();
     signal(&mut direct, "b", "", 9).unwrap();
     direct.call::<api::WaitResponse>("Wait", &process("b", "")).unwrap();
     direct.call::<api::DeleteResponse>("Delete", &process("b", "")).unwrap();
     let (runtime, root) = elsewhere(&rig);
-    let options = cleat::protocol::options::Options { binary_name: runtime[3].clone(), ..Default::default() };
+    let options =
+        cleat::protocol::options::Options { binary_name: runtime[3].clone(), ..Default::default() };
     let value = prost::Message::encode_to_vec(&options);
-    create.options = Some(cleat::protocol::Any { type_url: "containerd.runc.v1.Options".into(), value });
+    create.options =
+        Some(cleat::protocol::Any { type_url: "containerd.runc.v1.Options".into(), value });
     let pid = direct.call::<api::PidResponse>("Create", &create).unwrap().pid;
     direct.call::<api::PidResponse>("Start", &process("b", "")).unwrap();
     kill(rig.shim(), libc::SIGKILL);
@@ -302,7 +331,11 @@ fn an_init_that_is_dead_already_is_not_the_whole_host() {
         rig.bundle("a").join("init.pid").display()
     );
     let runtime = rig.runtime_script(&text);
-    let words = [&["run", "-d", "--null-io"], &flags(&runtime)[..], &[support::IMAGE, "a", "sleep", "1000"]];
+    let words = [
+        &["run", "-d", "--null-io"],
+        &flags(&runtime)[..],
+        &[support::IMAGE, "a", "sleep", "1000"],
+    ];
     let mut run = rig.ctr_command(words.concat()).spawn().unwrap();
     until("there is a task", || rig.status("a").is_some());
     let mut direct = rig.direct("a");
@@ -333,7 +366,8 @@ fn a_pause_that_crosses_the_end_of_the_init_leaves_nothing_frozen() {
     rig.remove("a");
 }
 
-// What a runtime says of its failure is in the error, and not in the container's output, where a reader would take it for the program's.
+// What a runtime says of its failure is in the error, and not in the container's output, where a
+// reader would take it for the program's.
 #[test]
 fn a_runtimes_own_words_are_not_the_containers() {
     let rig = Rig::new();

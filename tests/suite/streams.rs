@@ -1,10 +1,11 @@
-//! Input and output in bulk, for long, and through every kind of channel: no byte is lost, nothing waits, nothing stays open.
+//! Input and output in bulk, for long, and through every kind of channel: no byte is lost, nothing
+//! waits, nothing stays open.
 //!
 //! `CLEAT_AWAY_SECONDS`: how long readers are away (4).
 
 use crate::support::{
-    self, CLEAT, Direct, IMAGE, Rig, add, delete, exec_request, fd_count, fifo, kill, process, process_spec,
-    read_all, reader, script, start, text, until, wait,
+    self, CLEAT, Direct, IMAGE, Rig, add, delete, exec_request, fd_count, fifo, kill, process,
+    process_spec, read_all, reader, script, start, text, until, wait,
 };
 use cleat::protocol::{
     Any, Empty,
@@ -52,12 +53,13 @@ fn read_to(file: &mut File, end: &str) -> String {
 
 /// How long readers are away.
 pub fn away() -> Duration {
-    let seconds = std::env::var("CLEAT_AWAY_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    let seconds =
+        std::env::var("CLEAT_AWAY_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
     Duration::from_secs(seconds)
 }
 
-/// A script that writes `lines` lines of 10,000 bytes, each with its number, 100 a second, and leaves in /slowest how long the slowest
-/// write took, in hundredths of a second.
+/// A script that writes `lines` lines of 10,000 bytes, each with its number, 100 a second, and
+/// leaves in /slowest how long the slowest write took, in hundredths of a second.
 pub fn megabyte_a_second(lines: u64) -> String {
     format!(
         "line=$(head -c 9993 /dev/zero | tr '\\0' x); slowest=0; i=100000; read last _ < /proc/uptime
@@ -77,7 +79,11 @@ pub fn complaint<'a>(output: impl Iterator<Item = &'a str>, lines: u64) -> Optio
     for line in output {
         let number = line.get(..6).and_then(|text| text.parse::<u64>().ok());
         if number != Some(expected) || line.len() != 9999 || !line.ends_with('x') {
-            return Some(format!("line {expected} is {:?} of {} bytes", line.get(..20), line.len()));
+            return Some(format!(
+                "line {expected} is {:?} of {} bytes",
+                line.get(..20),
+                line.len()
+            ));
         }
         expected += 1;
     }
@@ -135,7 +141,9 @@ fn a_client_that_vanishes_and_comes_back_finds_its_streams() {
     let mut direct = rig.direct("a");
     let (stdin, stdout) = (fifo(&rig.dir, "in"), fifo(&rig.dir, "out"));
     let echo = "while read -r line; do echo \"got $line\"; done; echo the end";
-    add(&mut direct, "e", echo, |request| (request.stdin, request.stdout) = (text(&stdin), text(&stdout)));
+    add(&mut direct, "e", echo, |request| {
+        (request.stdin, request.stdout) = (text(&stdin), text(&stdout))
+    });
     let mut output = reader(&stdout);
     start(&mut direct, "e");
     for round in 0..20 {
@@ -227,7 +235,8 @@ fn scar_16_a_container_that_logs_does_not_feel_that_its_reader_stands_still() {
     rig.ctr(["container", "delete", "a"]);
 }
 
-/// Creates a container `b` in the shim of `a` whose stdout is the fifo `out` and that asks for the fifo itself.
+/// Creates a container `b` in the shim of `a` whose stdout is the fifo `out` and that asks for the
+/// fifo itself.
 fn direct_container(rig: &Rig, direct: &mut Direct, script: &str, stdout: &str) {
     let bundle = support::bundle_beside(rig, |config| {
         config["process"]["args"] = serde_json::json!(["sh", "-c", script]);
@@ -252,7 +261,8 @@ fn spooled(shim: u32) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let entries = std::fs::read_dir(format!("/proc/{shim}/fd")).unwrap().flatten();
     let is_spool = |entry: &std::fs::DirEntry| {
-        std::fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().contains("cleat-spool"))
+        std::fs::read_link(entry.path())
+            .is_ok_and(|link| link.to_string_lossy().contains("cleat-spool"))
     };
     entries
         .filter(is_spool)
@@ -261,8 +271,9 @@ fn spooled(shim: u32) -> u64 {
         .sum()
 }
 
-/// Starts a container `b` in the shim of `a`, with this annotation and these options, that writes six mebibytes to each of its outputs, which nobody
-/// reads; says how much of it is kept, reads it all, and deletes it.
+/// Starts a container `b` in the shim of `a`, with this annotation and these options, that writes
+/// six mebibytes to each of its outputs, which nobody reads; says how much of it is kept, reads it
+/// all, and deletes it.
 fn kept_of_a_flood(rig: &Rig, direct: &mut Direct, annotation: &str, of_operator: &Options) -> u64 {
     let bundle = support::bundle_beside(rig, |config| {
         let flood = "head -c 6291456 /dev/zero & head -c 6291456 /dev/zero >&2; wait";
@@ -304,7 +315,8 @@ fn kept_of_a_flood(rig: &Rig, direct: &mut Direct, annotation: &str, of_operator
     kept
 }
 
-// The memory is the shim's, not the pod's: what is kept is the operator's to say. Defence: `SpoolPolicy::decide`, `USED`.
+// The memory is the shim's, not the pod's: what is kept is the operator's to say. Defence:
+// `SpoolPolicy::decide`, `USED`.
 #[test]
 fn a_pod_cannot_make_the_shim_keep_more_than_the_operator_allows() {
     let rig = Rig::new();
@@ -316,8 +328,9 @@ fn a_pod_cannot_make_the_shim_keep_more_than_the_operator_allows() {
         annotations: annotations.into(),
         ..Options::default()
     };
-    let mut kept =
-        |annotation: &str, options: &Options| kept_of_a_flood(&rig, &mut direct, annotation, options);
+    let mut kept = |annotation: &str, options: &Options| {
+        kept_of_a_flood(&rig, &mut direct, annotation, options)
+    };
     let slack = 300 << 10;
     // As it comes, an annotation means nothing.
     assert_eq!(kept("0", &of_operator("", "", "")) >> 20, 11);
@@ -354,7 +367,8 @@ fn a_container_may_write_into_the_fifo_itself() {
     let stdout = fifo(&rig.dir, "out");
     direct_container(&rig, &mut direct, &format!("seq 1 {LAST}; exit 7"), &text(&stdout));
     assert_eq!(stdout_of(&mut direct, ""), stdout);
-    // No reader is there yet, then one comes and goes in the middle: nothing ends, breaks or is lost.
+    // No reader is there yet, then one comes and goes in the middle: nothing ends, breaks or is
+    // lost.
     let mut all = Vec::new();
     let mut chunk = vec![0; 50_000];
     let mut output = reader(&stdout);
@@ -376,7 +390,8 @@ fn a_container_may_write_into_the_fifo_itself() {
     let mut expected = 1..=LAST;
     assert!(all.lines().all(|line| line.parse().ok() == expected.next()));
     assert_eq!(expected.next(), None);
-    // What is written when nobody is there outlives the container, until it has been read; then there is an end.
+    // What is written when nobody is there outlives the container, until it has been read; then
+    // there is an end.
     direct_container(&rig, &mut direct, "echo last words", &text(&stdout));
     assert_eq!(direct.call::<api::WaitResponse>("Wait", &process("b", "")).unwrap().exit_status, 0);
     std::thread::sleep(Duration::from_millis(50));
@@ -397,7 +412,8 @@ fn execs_files_and_consoles_of_a_direct_container_go_through_the_shim() {
     let stdout = fifo(&rig.dir, "out");
     direct_container(&rig, &mut direct, "exec sleep 1000", &text(&stdout));
     let other = fifo(&rig.dir, "other");
-    let mut request = exec_request("b", "e", &process_spec(&["sh", "-c", "echo said; exec sleep 1000"]));
+    let mut request =
+        exec_request("b", "e", &process_spec(&["sh", "-c", "echo said; exec sleep 1000"]));
     request.stdout = text(&other);
     direct.call::<Empty>("Exec", &request).unwrap();
     let mut output = reader(&other);
@@ -421,11 +437,15 @@ fn options_from_toml_set_the_spool() {
     let options = rig.dir.join("options.toml");
     let run = |spool: &str| {
         std::fs::write(&options, format!("Spool = '{spool}'\n")).unwrap();
-        let flags = ["--runtime", CLEAT, "--runtime-config-path", options.to_str().unwrap(), IMAGE, "a"];
+        let flags =
+            ["--runtime", CLEAT, "--runtime-config-path", options.to_str().unwrap(), IMAGE, "a"];
         rig.try_ctr([&["run", "-d", "--null-io"], flags.as_slice(), &["sleep", "1000"]].concat())
     };
     let refused = run("1Q");
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("spool \"1Q\" is not SIZE"), "{refused:?}");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("spool \"1Q\" is not SIZE"),
+        "{refused:?}"
+    );
     rig.ctr(["container", "rm", "a"]);
     assert!(run("0").status.success());
     let mut direct = rig.direct("a");
@@ -439,7 +459,8 @@ fn options_from_toml_set_the_spool() {
     // Nothing is kept: the writer waits, as it does with Go.
     let written = format!("/proc/{}/root/written", rig.init("a"));
     assert!(!Path::new(&written).exists());
-    let reading = std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()).unwrap());
+    let reading =
+        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()).unwrap());
     assert_eq!(wait(&mut direct, "e"), 0);
     delete(&mut direct, "e");
     assert_eq!(reading.join().unwrap(), 1_000_000);
@@ -519,7 +540,8 @@ fn a_console_may_have_a_logger() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let logged = rig.dir.join("logged");
-    let logger = script(&rig, "logger", &format!("exec 5>&-; exec cat <&3 >> {}", logged.display()));
+    let logger =
+        script(&rig, "logger", &format!("exec 5>&-; exec cat <&3 >> {}", logged.display()));
     let mut direct = rig.direct("a");
     add(&mut direct, "e", "tty; stty size; echo hello", |request| {
         (request.stdout, request.terminal) = (format!("binary://{}", logger.display()), true);
@@ -541,8 +563,7 @@ fn the_log_of_a_container_is_rotated_by_rename_and_by_truncation() {
     let (log, aside) = (rig.dir.join("logs/a.log"), rig.dir.join("logs/a.log.1"));
     std::fs::create_dir(rig.dir.join("logs")).unwrap();
     let uri = format!("file://{}", log.display());
-    let count =
-        "i=0; while :; do i=$((i+1)); while [ -e /pause ]; do usleep 10000; done; echo $i; usleep 3000; done";
+    let count = "i=0; while :; do i=$((i+1)); while [ -e /pause ]; do usleep 10000; done; echo $i; usleep 3000; done";
     rig.ctr(["run", "-d", "--runtime", CLEAT, "--log-uri", &uri, IMAGE, "a", "sh", "-c", count]);
     let pause = format!("/proc/{}/root/pause", rig.init("a"));
     let mut all = String::new();
@@ -568,7 +589,8 @@ fn the_log_of_a_container_is_rotated_by_rename_and_by_truncation() {
     until("the task stops", || rig.status("a").as_deref() == Some("STOPPED"));
     rig.ctr(["task", "delete", "a"]);
     all += &read_all(&log);
-    let numbers: Vec<u64> = all.lines().map(|line| line.parse().expect("no hole in the file")).collect();
+    let numbers: Vec<u64> =
+        all.lines().map(|line| line.parse().expect("no hole in the file")).collect();
     assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "no line is missing or twice");
     rig.ctr(["container", "delete", "a"]);
 }
@@ -590,7 +612,8 @@ fn a_thousand_execs_of_every_kind_of_channel_leave_no_descriptor() {
             channels.push(path.clone());
             text(&path)
         };
-        let (kind, mut request) = (number % 5, exec_request("a", &exec, &process_spec(&["echo", "hello"])));
+        let (kind, mut request) =
+            (number % 5, exec_request("a", &exec, &process_spec(&["echo", "hello"])));
         match kind {
             0 => {}
             1 => {
@@ -598,7 +621,8 @@ fn a_thousand_execs_of_every_kind_of_channel_leave_no_descriptor() {
                     (channel("in"), channel("out"), channel("err"));
             }
             2 => {
-                (request.stdin, request.stdout, request.terminal) = (channel("in"), channel("out"), true);
+                (request.stdin, request.stdout, request.terminal) =
+                    (channel("in"), channel("out"), true);
             }
             3 => request.stdout.clone_from(&log),
             _ => request.stdout.clone_from(&logger),

@@ -1,8 +1,8 @@
 //! Nothing of the daemon dies unseen, and no verb stays half done.
 
 use crate::support::{
-    self, CLEAT, Rig, add, alive, children, host_pid_namespace, kill, process, script, signal, start, until,
-    wait,
+    self, CLEAT, Rig, add, alive, children, host_pid_namespace, kill, process, script, signal,
+    start, until, wait,
 };
 use cleat::{
     protocol::{Empty, task as api},
@@ -110,7 +110,8 @@ fn who_joins_a_delete_that_fails_deletes_for_himself() {
     rig.ctr(["container", "rm", "a"]);
 }
 
-// The logger is waited for before the runtime is called: by then the order to hurry has long been given.
+// The logger is waited for before the runtime is called: by then the order to hurry has long been
+// given.
 #[test]
 fn an_exec_whose_logger_is_slow_does_not_hold_the_exit_of_a_dead_init() {
     let rig = Rig::new();
@@ -118,7 +119,9 @@ fn an_exec_whose_logger_is_slow_does_not_hold_the_exit_of_a_dead_init() {
     let flags = rig.runtime_script("case \"$*\" in *' exec '*) sleep 600;; esac");
     rig.run_with(&flags.each_ref().map(String::as_str), "a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
-    add(&mut direct, "e", "exit 0", |request| request.stdout = format!("binary://{}", logger.display()));
+    add(&mut direct, "e", "exit 0", |request| {
+        request.stdout = format!("binary://{}", logger.display())
+    });
     direct.send("Start", &process("a", "e"));
     let shim = rig.shim();
     until("the logger starts", || children(shim).len() >= 2);
@@ -235,7 +238,10 @@ fn a_create_that_panics_is_undone() {
         ..Default::default()
     };
     fail_next(&mut direct, "runtime call");
-    assert_eq!(direct.call::<api::PidResponse>("Create", &create).unwrap_err().code, Code::Internal as i32);
+    assert_eq!(
+        direct.call::<api::PidResponse>("Create", &create).unwrap_err().code,
+        Code::Internal as i32
+    );
     let mounts = || support::read_all("/proc/self/mountinfo");
     until("its rootfs is unmounted", || !mounts().contains(&support::text(&bundle.join("rootfs"))));
     // The id is free again.

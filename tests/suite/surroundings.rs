@@ -1,10 +1,13 @@
-//! What the shim finds around it when it is started: limits, masks, signals, file systems, old kernels, odd runtimes (containers around containerd: nested.rs). In each the
-//! same course is run: create, run, exec, terminal, figures, pause, kill, kill for want of memory, delete.
+//! What the shim finds around it when it is started: limits, masks, signals, file systems, old
+//! kernels, odd runtimes (containers around containerd: nested.rs). In each the same course is run:
+//! create, run, exec, terminal, figures, pause, kill, kill for want of memory, delete.
 //!
-//! With `CLEAT_TEST_SHIM=/usr/bin/containerd-shim-runc-v2` Go's shim runs it; where it does not pass, the test says so.
+//! With `CLEAT_TEST_SHIM=/usr/bin/containerd-shim-runc-v2` Go's shim runs it; where it does not
+//! pass, the test says so.
 
 use crate::support::{
-    CLEAT, IMAGE, Rig, Terminal, add, cmdline, fifo, process, read_all, script, shim_binary, text, until,
+    CLEAT, IMAGE, Rig, Terminal, add, cmdline, fifo, process, read_all, script, shim_binary, text,
+    until,
 };
 use cleat::protocol::{Empty, task as api};
 use std::{
@@ -14,7 +17,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-// ---- The course --------------------------------------------------------------------------------------------------------
+// ---- The course ---------------------------------------------------------------------------------
 
 /// Enough for runc and a shell, and less than [`GREEDY`] wants.
 const LIMIT: &str = "25165824";
@@ -41,14 +44,16 @@ fn course_with(rig: &Rig, flags: &[&str]) {
     // One that goes on.
     rig.run_with(flags, "a", &["sleep", "1000000"]);
     assert_eq!(rig.status("a").as_deref(), Some("RUNNING"));
-    let mut exec = rig.ctr_command(["task", "exec", "--exec-id", "e1", "a", "sh", "-c", "cat; exit 7"]);
+    let mut exec =
+        rig.ctr_command(["task", "exec", "--exec-id", "e1", "a", "sh", "-c", "cat; exit 7"]);
     let mut exec = exec.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut exec.stdin.take().unwrap(), b"typed").unwrap();
     let output = exec.wait_with_output().unwrap();
     assert_eq!((output.stdout.as_slice(), output.status.code()), (b"typed".as_slice(), Some(7)));
     let user = rig.ctr(["task", "exec", "--exec-id", "e2", "--user", "1000", "a", "id", "-u"]);
     assert_eq!(user, "1000\n");
-    let mut terminal = Terminal::spawn(rig.ctr_command(["task", "exec", "-t", "--exec-id", "e3", "a", "sh"]));
+    let mut terminal =
+        Terminal::spawn(rig.ctr_command(["task", "exec", "-t", "--exec-id", "e3", "a", "sh"]));
     terminal.write(b"tty; read go; exit 3\n");
     terminal.read_until("/dev/pts/0");
     terminal.write(b"\n");
@@ -110,7 +115,7 @@ fn inside(rig: &Rig, line: &str) -> std::process::Output {
     Command::new("nsenter").args(["-t", &pid, "-m", "sh", "-e", "-c", line]).output().unwrap()
 }
 
-// ---- Limits ------------------------------------------------------------------------------------------------------------
+// ---- Limits -------------------------------------------------------------------------------------
 
 /// Forty execs at once, which wait until told: each holds descriptors in the shim.
 fn forty_execs(rig: &Rig) {
@@ -157,12 +162,14 @@ fn a_soft_limit_of_1024_open_files_is_raised_and_given_back() {
     soft_limit("1024");
 }
 
-// A shim that can take no connection is given up by a containerd that is started again, and its containers with it. (Go's answers no Start here.)
+// A shim that can take no connection is given up by a containerd that is started again, and its
+// containers with it. (Go's answers no Start here.)
 #[test]
 fn a_shim_without_descriptors_is_found_by_the_next_containerd() {
     let mut rig = Rig::new();
     rig.run_with(&["--runtime", CLEAT], "a", &["sleep", "1000000"]);
-    let limit = Command::new("prlimit").args(["--nofile=64:64", "--pid", &rig.shim().to_string()]).status();
+    let limit =
+        Command::new("prlimit").args(["--nofile=64:64", "--pid", &rig.shim().to_string()]).status();
     assert!(limit.unwrap().success());
     let channels = ["in", "out", "err"].map(|name| text(&fifo(&rig.dir, name)));
     let mut direct = rig.direct("a");
@@ -175,7 +182,8 @@ fn a_shim_without_descriptors_is_found_by_the_next_containerd() {
                 .zip(&channels)
                 .for_each(|(field, channel)| channel.clone_into(field));
         });
-        refused += usize::from(direct.call::<api::PidResponse>("Start", &process("a", &exec)).is_err());
+        refused +=
+            usize::from(direct.call::<api::PidResponse>("Start", &process("a", &exec)).is_err());
     }
     drop(direct);
     assert!(refused > 0, "the limit was never reached");
@@ -216,7 +224,8 @@ fn signals_that_are_ignored_and_blocked() {
         script(&rig, &format!("bin/{name}"), &line);
     }
     course(&rig);
-    // SIGTERM ends a shim without containers... and the container's program has the signals that it was made with.
+    // SIGTERM ends a shim without containers... and the container's program has the signals that it
+    // was made with.
     rig.run_with(
         &["--runtime", CLEAT],
         "a",
@@ -246,12 +255,15 @@ fn signals_that_are_ignored_and_blocked() {
     rig.remove("a");
 }
 
-// ---- File systems ------------------------------------------------------------------------------------------------------
+// ---- File systems -------------------------------------------------------------------------------
 
 /// containerd's state on a file system of its own.
 fn rig_with_state_on(options: &str) -> Rig {
     rig_unshared(&["--mount"], |dir| {
-        format!("mkdir -p {0}/state; mount -t tmpfs -o {options} cleat-test {0}/state", dir.display())
+        format!(
+            "mkdir -p {0}/state; mount -t tmpfs -o {options} cleat-test {0}/state",
+            dir.display()
+        )
     })
 }
 
@@ -260,7 +272,8 @@ fn run_is_a_file_system_without_execution() {
     course(&rig_with_state_on("noexec,nosuid,nodev"));
 }
 
-/// A run that fails for want of something, which leaves nothing; and another one when there is enough again.
+/// A run that fails for want of something, which leaves nothing; and another one when there is
+/// enough again.
 fn fails_and_recovers(rig: &Rig, take: &str, give_back: &str) {
     let bundles = rig.bundle("");
     let state = rig.dir.join("state");
@@ -268,7 +281,8 @@ fn fails_and_recovers(rig: &Rig, take: &str, give_back: &str) {
     rig.run_with(&["--runtime", CLEAT], "before", &["sleep", "1000000"]);
     let taken = inside(rig, &line(take));
     assert!(taken.status.success(), "{taken:?}");
-    let failed = rig.try_ctr(["run", "--rm", "--null-io", "--runtime", CLEAT, IMAGE, "full", "true"]);
+    let failed =
+        rig.try_ctr(["run", "--rm", "--null-io", "--runtime", CLEAT, IMAGE, "full", "true"]);
     assert!(!failed.status.success());
     // What lives goes on.
     assert_eq!(rig.status("before").as_deref(), Some("RUNNING"));
@@ -289,8 +303,7 @@ fn the_state_directory_is_full() {
 
 #[test]
 fn the_state_directory_has_no_inodes() {
-    let fill =
-        "mkdir STATE/filler; n=0; while true > STATE/filler/$n; do n=$((n + 1)); done 2> /dev/null || true";
+    let fill = "mkdir STATE/filler; n=0; while true > STATE/filler/$n; do n=$((n + 1)); done 2> /dev/null || true";
     fails_and_recovers(&rig_with_state_on("nr_inodes=300"), fill, "rm -r STATE/filler");
 }
 
@@ -315,7 +328,7 @@ fn proc_shows_nobody_the_processes_of_others() {
     course(&rig_unshared(&["--mount"], |_| "mount -o remount,hidepid=2 /proc".to_owned()));
 }
 
-// ---- The kernel --------------------------------------------------------------------------------------------------------
+// ---- The kernel ---------------------------------------------------------------------------------
 
 #[test]
 fn memory_files_may_not_be_executed() {
@@ -330,19 +343,29 @@ fn memory_files_may_not_be_executed() {
 
 #[test]
 fn clocks_that_are_not_the_hosts() {
-    let flags = ["--time", "--monotonic", "-1000", "--boottime", "31536000", "--fork", "--kill-child"];
+    let flags =
+        ["--time", "--monotonic", "-1000", "--boottime", "31536000", "--fork", "--kill-child"];
     course(&rig_unshared(&flags, |_| String::new()));
 }
 
-// For shims and runtimes that were started before, the clock of a containerd that is started in another namespace has jumped, and the other way
-// round: a process has been started at another time.
+// For shims and runtimes that were started before, the clock of a containerd that is started in
+// another namespace has jumped, and the other way round: a process has been started at another
+// time.
 #[test]
 fn a_clock_that_jumps_while_containerd_is_away() {
     let mut rig = Rig::new();
     rig.run_in_group("before", "before", &["sleep", "1000000"]);
     rig.end_containerd(libc::SIGTERM);
-    let jump =
-        ["unshare", "--time", "--monotonic", "-1000", "--boottime", "31536000", "--fork", "--kill-child"];
+    let jump = [
+        "unshare",
+        "--time",
+        "--monotonic",
+        "-1000",
+        "--boottime",
+        "31536000",
+        "--fork",
+        "--kill-child",
+    ];
     rig.set_wrapper(&jump);
     rig.start_containerd();
     let output = rig.ctr(["task", "exec", "--exec-id", "e", "before", "echo", "here"]);
@@ -355,7 +378,8 @@ fn a_clock_that_jumps_while_containerd_is_away() {
     rig.remove("before");
 }
 
-/// A system call that does not succeed: its number, an argument that must have a value for that, and the error.
+/// A system call that does not succeed: its number, an argument that must have a value for that,
+/// and the error.
 struct Taken(libc::c_long, Option<(u32, u64)>, i32);
 
 /// Those of a name in `CLEAT_TEST_WITHOUT`.
@@ -381,7 +405,8 @@ fn taken(name: &str) -> Taken {
     }
 }
 
-/// A filter (linux/filter.h) that takes calls away, in the form in which `cleat::sys::seccomp` reads it.
+/// A filter (linux/filter.h) that takes calls away, in the form in which `cleat::sys::seccomp`
+/// reads it.
 fn filter(calls: &[Taken]) -> Vec<u8> {
     let instruction = |code: u64, if_true: u64, if_false: u64, value: u64| {
         code | if_true << 16 | if_false << 24 | value << 32
@@ -444,7 +469,8 @@ fn course_without(names: &str) {
     rig.run("crowd", &["sleep", "1000000"]);
     let execs: Vec<_> = (0..8)
         .map(|number| {
-            let (exec, line) = (format!("c{number}"), format!("sleep 0.{}; exit {number}", 9 - number));
+            let (exec, line) =
+                (format!("c{number}"), format!("sleep 0.{}; exit {number}", 9 - number));
             let mut command =
                 rig.ctr_command(["task", "exec", "--exec-id", &exec, "crowd", "sh", "-c", &line]);
             command.stdout(Stdio::null()).spawn().unwrap()
@@ -496,8 +522,9 @@ fn without_inotify_instances() {
     course_without("inotify");
 }
 
-// Also what fs.pipe-user-pages-soft does when it is used up. The kernel counts the pipes of those only who have neither CAP_SYS_ADMIN nor
-// CAP_SYS_RESOURCE in the first user namespace (fs/pipe.c, `pipe_is_unprivileged_user`): of no shim that can mount there.
+// Also what fs.pipe-user-pages-soft does when it is used up. The kernel counts the pipes of those
+// only who have neither CAP_SYS_ADMIN nor CAP_SYS_RESOURCE in the first user namespace (fs/pipe.c,
+// `pipe_is_unprivileged_user`): of no shim that can mount there.
 #[test]
 fn without_larger_pipes_and_splice() {
     course_without("pipe-size splice");
@@ -508,7 +535,7 @@ fn without_directory_notices_and_ptrace() {
     course_without("notify ptrace");
 }
 
-// ---- Runtimes ----------------------------------------------------------------------------------------------------------
+// ---- Runtimes -----------------------------------------------------------------------------------
 
 /// The course with a runtime that is a shell script which ends with runc.
 fn course_with_runtime(rig: &Rig, before: &str) {
@@ -550,8 +577,12 @@ fn a_runtime_that_names_its_pid_late() {
 fn a_runtime_whose_records_are_elsewhere() {
     let rig = Rig::new();
     let elsewhere = rig.dir.join("elsewhere");
-    course_with_runtime(&rig, &change_word_after("--root", &format!("word={}", elsewhere.display())));
-    let left: Vec<_> = fs::read_dir(&elsewhere).unwrap().flatten().map(|entry| entry.path()).collect();
+    course_with_runtime(
+        &rig,
+        &change_word_after("--root", &format!("word={}", elsewhere.display())),
+    );
+    let left: Vec<_> =
+        fs::read_dir(&elsewhere).unwrap().flatten().map(|entry| entry.path()).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 

@@ -16,8 +16,9 @@ fn go_shim() -> std::path::PathBuf {
         return path.into();
     }
     let path = std::env::var_os("PATH").unwrap();
-    let found =
-        std::env::split_paths(&path).map(|dir| dir.join("containerd-shim-runc-v2")).find(|p| p.exists());
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join("containerd-shim-runc-v2"))
+        .find(|p| p.exists());
     found.expect("Debian's containerd brings containerd-shim-runc-v2")
 }
 
@@ -65,7 +66,8 @@ fn gos_shim_deletes_what_cleat_has_made() {
     deleted_by_another(&shim_binary(), &go_shim());
 }
 
-// containerd #10888, moby#39432. Defence: `start::daemon` falls back to /proc/self/exe; a running group keeps its daemon.
+// containerd #10888, moby#39432. Defence: `start::daemon` falls back to /proc/self/exe; a running
+// group keeps its daemon.
 #[test]
 fn scar_66_a_new_binary_under_a_running_pod() {
     let rig = Rig::new();
@@ -77,7 +79,12 @@ fn scar_66_a_new_binary_under_a_running_pod() {
     let shim = rig.shim();
     fs::copy(shim_binary(), &old).unwrap();
     fs::rename(&old, &copy).unwrap();
-    assert!(fs::read_link(format!("/proc/{shim}/exe")).unwrap().to_string_lossy().ends_with("(deleted)"));
+    assert!(
+        fs::read_link(format!("/proc/{shim}/exe"))
+            .unwrap()
+            .to_string_lossy()
+            .ends_with("(deleted)")
+    );
     rig.run_in_group("a", "b", &["sleep", "1000"]);
     assert_eq!(rig.shim(), shim);
     assert_eq!(rig.ctr(["task", "exec", "--exec-id", "e", "b", "echo", "x"]), "x\n");
@@ -89,7 +96,8 @@ fn scar_66_a_new_binary_under_a_running_pod() {
 #[test]
 #[ignore = "needs several containerds: ./dev upgrade"]
 fn containers_outlive_upgrades_of_containerd() {
-    let list = std::env::var("CLEAT_TEST_CONTAINERDS").expect("CLEAT_TEST_CONTAINERDS names containerds");
+    let list =
+        std::env::var("CLEAT_TEST_CONTAINERDS").expect("CLEAT_TEST_CONTAINERDS names containerds");
     let binaries: Vec<&str> = list.split(':').collect();
     let mut rig = Rig::with_containerd(binaries[0]);
     // Both runtime names: by the second one containerd sends runc options.

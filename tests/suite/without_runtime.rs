@@ -1,9 +1,10 @@
-//! What the shim does of a container's life without its runtime: start, pause, resume, kill, delete.
-//! Afterwards all is as the runtime would have left it, and the runtime agrees at each step.
+//! What the shim does of a container's life without its runtime: start, pause, resume, kill,
+//! delete. Afterwards all is as the runtime would have left it, and the runtime agrees at each
+//! step.
 
 use crate::support::{
-    self, CLEAT, Direct, Rig, alive, bundle_beside, kill, oci_runtime, process, read_all, script, signal,
-    text, until,
+    self, CLEAT, Direct, Rig, alive, bundle_beside, kill, oci_runtime, process, read_all, script,
+    signal, text, until,
 };
 use cleat::protocol::{
     Any, Empty,
@@ -28,7 +29,8 @@ struct Lone {
 
 /// A file like `original` that is nobody else's.
 fn copy_of(original: &str, to: &Path) {
-    let found = Command::new("sh").args(["-c", &format!("command -v {original}")]).output().unwrap();
+    let found =
+        Command::new("sh").args(["-c", &format!("command -v {original}")]).output().unwrap();
     let found = fs::canonicalize(String::from_utf8(found.stdout).unwrap().trim()).unwrap();
     fs::copy(found, to).unwrap();
 }
@@ -62,7 +64,11 @@ impl Lone {
     fn take_runtime_away(&self) {
         fs::remove_file(&self.runtime).unwrap();
         let name = self.runtime.file_name().unwrap().to_str().unwrap();
-        script(&self.rig, name, &format!("echo \"$*\" >> {}; exit 1", text(&self.rig.dir.join("calls"))));
+        script(
+            &self.rig,
+            name,
+            &format!("echo \"$*\" >> {}; exit 1", text(&self.rig.dir.join("calls"))),
+        );
     }
 
     fn calls(&self) -> String {
@@ -71,9 +77,11 @@ impl Lone {
 
     /// The runtime's own word on the container.
     fn status(&self) -> Option<String> {
-        let output = Command::new("runc").arg("--root").arg(self.root()).args(["state", "b"]).output();
+        let output =
+            Command::new("runc").arg("--root").arg(self.root()).args(["state", "b"]).output();
         let state: Value = serde_json::from_slice(&output.unwrap().stdout).ok()?;
-        let listed = Command::new("runc").arg("--root").arg(self.root()).args(["list", "-q"]).output();
+        let listed =
+            Command::new("runc").arg("--root").arg(self.root()).args(["list", "-q"]).output();
         assert!(String::from_utf8(listed.unwrap().stdout).unwrap().lines().any(|id| id == "b"));
         state["status"].as_str().map(str::to_owned)
     }
@@ -118,7 +126,8 @@ fn create(direct: &mut Direct, bundle: &Path, runtime: &Path) -> Result<u32, Str
 /// All files of a place, and all mounts and cgroups of the machine.
 fn inventory(rig: &Rig) -> Vec<String> {
     let find = |place: &Path| {
-        let output = Command::new("find").arg(place).args(["-printf", "%p %y %m\n"]).output().unwrap();
+        let output =
+            Command::new("find").arg(place).args(["-printf", "%p %y %m\n"]).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let mut all = find(&Path::new("/run/containerd/runc").join(&rig.namespace));
@@ -139,7 +148,9 @@ fn a_whole_life_has_one_call_of_the_runtime() {
     lone.take_runtime_away();
     assert_eq!(lone.start(), Ok(lone.init));
     assert_eq!(lone.status().as_deref(), Some("running"));
-    until("it is its program", || support::cmdline(lone.init).first().is_some_and(|word| word == "sleep"));
+    until("it is its program", || {
+        support::cmdline(lone.init).first().is_some_and(|word| word == "sleep")
+    });
     assert!(lone.start().is_err(), "twice");
     lone.call("Pause");
     assert_eq!(lone.status().as_deref(), Some("paused"));
@@ -171,7 +182,8 @@ fn what_is_left_is_what_the_runtime_leaves() {
         let waited: api::WaitResponse = lone.direct.call("Wait", &process("b", "")).unwrap();
         assert_eq!(waited.exit_status, 137);
         if by_runtime {
-            let delete = Command::new("runc").arg("--root").arg(lone.root()).args(["delete", "b"]).status();
+            let delete =
+                Command::new("runc").arg("--root").arg(lone.root()).args(["delete", "b"]).status();
             assert!(delete.unwrap().success());
         }
         lone.delete().unwrap();
@@ -204,7 +216,10 @@ fn a_runtime_that_is_a_script_is_called_each_time() {
     if !support::is_go() {
         let calls = read_all(log);
         for verb in ["create", "start", "pause", "resume", "delete"] {
-            assert!(calls.lines().any(|line| line.split(' ').any(|word| word == verb)), "{verb}: {calls}");
+            assert!(
+                calls.lines().any(|line| line.split(' ').any(|word| word == verb)),
+                "{verb}: {calls}"
+            );
         }
     }
 }
@@ -245,7 +260,10 @@ fn an_init_that_died_before_its_start_is_not_started() {
     kill(lone.init, libc::SIGKILL);
     until("it is dead", || !alive(lone.init));
     let error = lone.start().unwrap_err();
-    assert!(error.contains("stopped") || error.contains("not running") || error.contains("state"), "{error}");
+    assert!(
+        error.contains("stopped") || error.contains("not running") || error.contains("state"),
+        "{error}"
+    );
     lone.delete().unwrap();
     assert!(!lone.record().exists() && lone.cgroups().is_empty());
     lone.end();
@@ -273,7 +291,15 @@ fn an_init_that_dies_while_it_is_started_is_told() {
 fn somebody_else_may_have_started_it() {
     let mut lone = Lone::new(|_| {});
     let root = lone.root();
-    assert!(Command::new("runc").arg("--root").arg(&root).args(["start", "b"]).status().unwrap().success());
+    assert!(
+        Command::new("runc")
+            .arg("--root")
+            .arg(&root)
+            .args(["start", "b"])
+            .status()
+            .unwrap()
+            .success()
+    );
     // The runtime's words.
     assert!(lone.start().is_err());
     signal(&mut lone.direct, "b", "", 9).unwrap();
@@ -294,7 +320,15 @@ fn the_runtime_pauses_and_resumes_what_we_have_started_and_we_what_it_has_paused
     lone.start().unwrap();
     let root = lone.root();
     let runc = |word: &str| {
-        assert!(Command::new("runc").arg("--root").arg(&root).args([word, "b"]).status().unwrap().success());
+        assert!(
+            Command::new("runc")
+                .arg("--root")
+                .arg(&root)
+                .args([word, "b"])
+                .status()
+                .unwrap()
+                .success()
+        );
     };
     lone.direct.call::<Empty>("Pause", &api::ContainerRequest { id: "b".into() }).unwrap();
     runc("resume");

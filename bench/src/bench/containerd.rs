@@ -39,7 +39,8 @@ impl Containerd {
              [grpc]\naddress = \"{0}/c.sock\"\n[ttrpc]\naddress = \"{0}/c.sock.ttrpc\"\n",
             directory.display()
         );
-        std::fs::write(directory.join("config.toml"), config).map_err(failed("write config.toml"))?;
+        std::fs::write(directory.join("config.toml"), config)
+            .map_err(failed("write config.toml"))?;
         let log = std::fs::File::create(directory.join("log")).map_err(failed("make the log"))?;
         let child = Command::new("containerd")
             .arg("--config")
@@ -70,7 +71,11 @@ impl Containerd {
 
     fn ctr(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("ctr");
-        command.arg("-a").arg(self.directory.join("c.sock")).args(["-n", &self.namespace]).args(arguments);
+        command
+            .arg("-a")
+            .arg(self.directory.join("c.sock"))
+            .args(["-n", &self.namespace])
+            .args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
@@ -94,7 +99,9 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+        if let Some(pid) =
+            i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw)
+        {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         let _ = self.child.wait();
@@ -113,7 +120,17 @@ pub(super) fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<(), 
             let shim = &driver.shim().display().to_string();
             let id = format!("l{round}-{number}");
             let life = containerd.life(shim, &id)?;
-            containerd.expect(&["run", "-d", "--null-io", "--runtime", shim, IMAGE, &id, "sleep", "1000"])?;
+            containerd.expect(&[
+                "run",
+                "-d",
+                "--null-io",
+                "--runtime",
+                shim,
+                IMAGE,
+                &id,
+                "sleep",
+                "1000",
+            ])?;
             let exec = containerd.expect(&["task", "exec", "--exec-id", "e", &id, "true"])?;
             containerd.expect(&["task", "rm", "-f", &id])?;
             containerd.expect(&["container", "rm", &id])?;
@@ -136,7 +153,8 @@ pub(super) fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<(), 
                 Ok::<u64, DriverError>(done)
             };
             let done = std::thread::scope(|scope| {
-                let workers: Vec<_> = (0..AT_A_TIME).map(|n| scope.spawn(move || worker(n))).collect();
+                let workers: Vec<_> =
+                    (0..AT_A_TIME).map(|n| scope.spawn(move || worker(n))).collect();
                 workers
                     .into_iter()
                     .map(|worker| worker.join().expect("a worker panicked"))

@@ -1,5 +1,6 @@
-//! How a shim moves what containers write. Loads: bulk (64 KiB writes), lines (100-byte writes), a console, 50 containers of one pod that
-//! write lines. The reader takes 32 KiB at a time, as containerd does (io.CopyBuffer).
+//! How a shim moves what containers write. Loads: bulk (64 KiB writes), lines (100-byte writes), a
+//! console, 50 containers of one pod that write lines. The reader takes 32 KiB at a time, as
+//! containerd does (io.CopyBuffer).
 
 use super::{Measure, Report, Subject, float};
 use crate::{Client, Driver, DriverError, Pod, measure as kernel};
@@ -103,7 +104,10 @@ pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Resul
                 report.add(load.machine, shim, figures.machine);
                 report.add(load.switches, shim, figures.switches);
                 if figures.lost > 0 {
-                    let text = format!("{}, {}: {} bytes lost", driver.label, load.rate.name, figures.lost);
+                    let text = format!(
+                        "{}, {}: {} bytes lost",
+                        driver.label, load.rate.name, figures.lost
+                    );
                     // Another shim's loss must not keep us from measuring ours.
                     if shim == 0 {
                         return Err(DriverError(text));
@@ -121,8 +125,11 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
     // One read for many writes: the writer should not be what is measured.
     let whole = load.write * load.writes;
     let block = load.write * (READ / load.write).max(1);
-    let script =
-        format!("dd if=/dev/zero ibs={block} obs={} count={} 2>/dev/null", load.write, whole / block);
+    let script = format!(
+        "dd if=/dev/zero ibs={block} obs={} count={} 2>/dev/null",
+        load.write,
+        whole / block
+    );
     let expected = whole / block * block;
     let first = driver.fresh("io");
     let mut silent = Vec::new();
@@ -140,7 +147,8 @@ async fn measured(load: &Load, driver: &Rc<Driver>) -> Result<Figures> {
         create.stdout = stdout.display().to_string();
         create.terminal = load.terminal;
         let open = |fifo: &Path| {
-            let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(fifo);
+            let opened =
+                std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(fifo);
             opened.map_err(|e| DriverError(format!("open the fifo: {e}")))
         };
         let reader = open(&stdout)?;

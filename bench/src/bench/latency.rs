@@ -26,8 +26,9 @@ const WHOLE: Measure = Measure::less("latency", "a whole life", "ms");
 /// State and Stats calls in a life.
 const ASKED: usize = 5;
 
-/// Before each life, so that all shims find the same machine: a cgroup v1 that was changed a moment ago is changed more quickly the next time (the
-/// kernel's grace periods), which would make a present of one shim's work to the other.
+/// Before each life, so that all shims find the same machine: a cgroup v1 that was changed a moment
+/// ago is changed more quickly the next time (the kernel's grace periods), which would make a
+/// present of one shim's work to the other.
 const REST: Duration = Duration::from_millis(100);
 
 /// Rounds of one life each, the shims taking turns.
@@ -47,7 +48,10 @@ pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Resul
     Ok(())
 }
 
-async fn life(driver: &Rc<Driver>, sample: &mut impl FnMut(Measure, f64)) -> Result<(), DriverError> {
+async fn life(
+    driver: &Rc<Driver>,
+    sample: &mut impl FnMut(Measure, f64),
+) -> Result<(), DriverError> {
     let mut whole = 0.0;
     let mut lap = |measure, begun: Instant| {
         let time = milliseconds(begun);

@@ -61,8 +61,12 @@ fn busy() -> Result<f64, DriverError> {
         ticks.push(word.parse::<u64>().map_err(|e| failed(&e))?);
     }
     // user, nice, system, idle, iowait, irq, softirq
-    let spent: u64 =
-        ticks.iter().enumerate().filter(|(at, _)| [0, 1, 2, 5, 6].contains(at)).map(|(_, n)| n).sum();
+    let spent: u64 = ticks
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| [0, 1, 2, 5, 6].contains(at))
+        .map(|(_, n)| n)
+        .sum();
     Ok(float(spent) * 10.0)
 }
 
@@ -83,7 +87,9 @@ async fn cold_start(driver: &Rc<Driver>) -> Result<f64, DriverError> {
     let begun = Instant::now();
     let socket = driver.start(&sandbox, &bundle).await?;
     let (pod, mut client) = driver.adopt(&sandbox, bundle, socket).await?;
-    client.call::<api::PidResponse>("Create", &driver.create_request(&sandbox, &pod.bundle)).await?;
+    client
+        .call::<api::PidResponse>("Create", &driver.create_request(&sandbox, &pod.bundle))
+        .await?;
     client.process::<api::PidResponse>("Start", &sandbox, "").await?;
     driver.start(&id, &second).await?;
     client.call::<api::PidResponse>("Create", &driver.create_request(&id, &second)).await?;

@@ -111,7 +111,8 @@ async fn further(driver: &Rc<Driver>) -> Result<f64, DriverError> {
     Ok(float(together.saturating_sub(alone)) / f64::from(COUNT))
 }
 
-/// By how many percent the private memory of a shim at rest has grown after so many execs, 8 at a time. The first hundred are warm-up.
+/// By how many percent the private memory of a shim at rest has grown after so many execs, 8 at a
+/// time. The first hundred are warm-up.
 async fn growth(driver: &Rc<Driver>, count: usize) -> Result<f64, DriverError> {
     let id = driver.fresh("memory");
     let (pod, mut client) = driver.running(&id, &["sleep", "100000"]).await?;

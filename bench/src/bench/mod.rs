@@ -1,4 +1,5 @@
-//! Shim against shim, taking turns in the same run: latency, memory, throughput, input and output; and through a real containerd.
+//! Shim against shim, taking turns in the same run: latency, memory, throughput, input and output;
+//! and through a real containerd.
 
 mod containerd;
 mod io;
@@ -46,7 +47,9 @@ impl FromStr for Candidate {
     fn from_str(text: &str) -> Result<Self, DriverError> {
         let pair = |text: &str| {
             let bad = || DriverError(format!("{text:?} is not LABEL=SHIM[,ANNOTATION=VALUE...]"));
-            text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(bad)
+            text.split_once('=')
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .ok_or_else(bad)
         };
         let (first, rest) = text.split_once(',').unwrap_or((text, ""));
         let (label, binary) = pair(first)?;
@@ -64,8 +67,9 @@ struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// The shims in the order of this round, with their numbers. What one leaves behind (dying cgroups, cold caches) slows whoever is next: over the
-    /// rounds each comes after each other, and after itself.
+    /// The shims in the order of this round, with their numbers. What one leaves behind (dying
+    /// cgroups, cold caches) slows whoever is next: over the rounds each comes after each other,
+    /// and after itself.
     fn turns(&self, round: usize) -> Vec<(usize, &'a Rc<Driver>)> {
         let mut turns: Vec<_> = self.drivers.iter().enumerate().collect();
         let count = turns.len().max(1);
@@ -79,7 +83,8 @@ impl<'a> Subject<'a> {
 
 /// Measures; prints the table as it comes. Call inside a tokio `LocalSet`.
 pub async fn run(plan: &Plan) -> Result<Report, DriverError> {
-    let mut report = Report::new(plan.candidates.iter().map(|candidate| candidate.label.clone()).collect());
+    let mut report =
+        Report::new(plan.candidates.iter().map(|candidate| candidate.label.clone()).collect());
     report.print_head();
     let mut drivers = Vec::new();
     for Candidate { label, binary, annotations } in &plan.candidates {
@@ -90,7 +95,11 @@ pub async fn run(plan: &Plan) -> Result<Report, DriverError> {
     done.map(|()| report)
 }
 
-async fn subjects(plan: &Plan, drivers: &[Rc<Driver>], report: &mut Report) -> Result<(), DriverError> {
+async fn subjects(
+    plan: &Plan,
+    drivers: &[Rc<Driver>],
+    report: &mut Report,
+) -> Result<(), DriverError> {
     let subject = Subject { drivers, rounds: plan.rounds, shims: plan.shims, execs: plan.execs };
     for name in &plan.subjects {
         match name.as_str() {

@@ -96,7 +96,11 @@ impl Report {
                     (None, _) => "-".to_owned(),
                     (Some(median), ..10) => number(*median),
                     (Some(median), _) => {
-                        format!("{} ({})", number(*median), number(quantile(samples, 0.99).unwrap_or(0.0)))
+                        format!(
+                            "{} ({})",
+                            number(*median),
+                            number(quantile(samples, 0.99).unwrap_or(0.0))
+                        )
                     }
                 };
                 write!(line, " {text:>22}").unwrap_or_default();
@@ -159,7 +163,8 @@ pub fn chart(report: &Value) -> String {
         .into_iter()
         .flatten()
         .filter_map(|row| {
-            let of = |label: &str| row["shims"][label]["median"].as_f64().filter(|value| *value > 0.0);
+            let of =
+                |label: &str| row["shims"][label]["median"].as_f64().filter(|value| *value > 0.0);
             let name = match (row["measure"].as_str()?, row["unit"].as_str()?) {
                 (measure, "") => measure.to_owned(),
                 (measure, unit) => format!("{measure} ({unit})"),

@@ -30,12 +30,14 @@ pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Resul
             let daemon = client.shim_pid(&id).await?;
             for (measure, method) in [(STATE, "State"), (STATS, "Stats"), (PIDS, "Pids")] {
                 let begun = Instant::now();
-                let done = at_a_time(|_| calls(pod.socket.clone(), method, id.clone(), begun)).await?;
+                let done =
+                    at_a_time(|_| calls(pod.socket.clone(), method, id.clone(), begun)).await?;
                 sample(measure, float(done) / begun.elapsed().as_secs_f64());
             }
             let before = kernel::work(daemon).0;
             let begun = Instant::now();
-            let done = at_a_time(|number| execs(pod.socket.clone(), id.clone(), number, begun)).await?;
+            let done =
+                at_a_time(|number| execs(pod.socket.clone(), id.clone(), number, begun)).await?;
             sample(EXECS, float(done) / begun.elapsed().as_secs_f64());
             sample(EXEC_CPU, (kernel::work(daemon).0 - before) * 1000.0 / float(done.max(1)));
             driver.end(&mut client, &pod).await?;
@@ -79,7 +81,12 @@ where
     Ok(total)
 }
 
-async fn execs(socket: PathBuf, id: String, worker: usize, begun: Instant) -> Result<u64, DriverError> {
+async fn execs(
+    socket: PathBuf,
+    id: String,
+    worker: usize,
+    begun: Instant,
+) -> Result<u64, DriverError> {
     let mut client = Client::connect(&socket).await?;
     let mut done = 0;
     while begun.elapsed() < LAP {

@@ -1,6 +1,8 @@
-//! `inject SHIM [OPERATION [CALL]]`: lets each system call of the daemon fail that Create, Exec and Delete make, one after the other (strace, in the
-//! daemon alone: the runtime is another matter). After each failure the shim must live, a second container of it must answer, the call
-//! must be repeatable, and nothing may be left. Prints a line for each operation; ends with status 1 if anything was amiss.
+//! `inject SHIM [OPERATION [CALL]]`: lets each system call of the daemon fail that Create, Exec and
+//! Delete make, one after the other (strace, in the daemon alone: the runtime is another matter).
+//! After each failure the shim must live, a second container of it must answer, the call must be
+//! repeatable, and nothing may be left. Prints a line for each operation; ends with status 1 if
+//! anything was amiss.
 
 use cleat::protocol::{Any, Empty, task as api};
 use cleat_bench::{Annotations, Client, Driver, DriverError, Pod, measure};
@@ -14,8 +16,9 @@ use std::{
 
 type Result<T> = std::result::Result<T, DriverError>;
 
-/// Calls that cannot fail, or whose failure ends any program: memory, the loop's own wait, signal frames; and `recvfrom`, by which the loop
-/// reads its own signal pipe too (a connection that breaks is what `./dev chaos` does all the time).
+/// Calls that cannot fail, or whose failure ends any program: memory, the loop's own wait, signal
+/// frames; and `recvfrom`, by which the loop reads its own signal pipe too (a connection that
+/// breaks is what `./dev chaos` does all the time).
 const SPARED: &[&str] = &[
     "brk",
     "mmap",
@@ -57,8 +60,8 @@ enum Operation {
 /// The error that the kernel would most likely give.
 fn error_of(call: &str) -> &'static str {
     match call {
-        "openat" | "openat2" | "open" | "socket" | "pipe2" | "pidfd_open" | "accept4" | "dup" | "dup3"
-        | "fcntl" | "eventfd2" => "EMFILE",
+        "openat" | "openat2" | "open" | "socket" | "pipe2" | "pidfd_open" | "accept4" | "dup"
+        | "dup3" | "fcntl" | "eventfd2" => "EMFILE",
         "clone" | "clone3" | "fork" | "vfork" => "EAGAIN",
         "write" | "writev" | "mkdir" | "mkdirat" | "mknod" | "mknodat" => "ENOSPC",
         "epoll_ctl" => "ENOMEM",
@@ -115,8 +118,8 @@ fn main() {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("an event loop");
-    let amiss =
-        tokio::task::LocalSet::new().block_on(&runtime, run(&shim, arguments.next(), arguments.next()));
+    let amiss = tokio::task::LocalSet::new()
+        .block_on(&runtime, run(&shim, arguments.next(), arguments.next()));
     match amiss {
         Ok(0) => {}
         Ok(_) => std::process::exit(1),
@@ -167,8 +170,12 @@ impl Trial {
         outcome?;
         let mut counts = BTreeMap::<String, usize>::new();
         for line in std::fs::read_to_string(&trace).unwrap_or_default().lines() {
-            let name: String = line.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-            if !name.is_empty() && !SPARED.contains(&name.as_str()) && call.is_none_or(|call| call == name) {
+            let name: String =
+                line.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            if !name.is_empty()
+                && !SPARED.contains(&name.as_str())
+                && call.is_none_or(|call| call == name)
+            {
                 *counts.entry(name).or_default() += 1;
             }
         }
@@ -194,7 +201,8 @@ impl Trial {
         Ok(amiss)
     }
 
-    /// One operation under strace on a fresh container, then the check. The outer error: the trial cannot go on.
+    /// One operation under strace on a fresh container, then the check. The outer error: the trial
+    /// cannot go on.
     async fn once(
         &mut self,
         operation: Operation,
@@ -240,7 +248,8 @@ impl Trial {
             }
             Err(e) => Err(e),
         };
-        let alive = alive.map_err(|e| DriverError(format!("the shim is lost after {expressions:?}: {e}")))?;
+        let alive = alive
+            .map_err(|e| DriverError(format!("the shim is lost after {expressions:?}: {e}")))?;
         if alive.status != 2 {
             complaints.push(format!("the survivor's status is {}", alive.status));
         }
@@ -281,8 +290,11 @@ impl Trial {
                     terminal: operation == Operation::ExecConsole,
                     stdout: self.fifo(bundle, "exec-out")?,
                     spec: Some(Any {
-                        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
-                        value: exec_spec(operation == Operation::ExecConsole).to_string().into_bytes(),
+                        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process"
+                            .to_owned(),
+                        value: exec_spec(operation == Operation::ExecConsole)
+                            .to_string()
+                            .into_bytes(),
                     }),
                     ..api::ExecProcessRequest::default()
                 };
@@ -294,7 +306,9 @@ impl Trial {
                 }
                 client.process::<api::DeleteResponse>("Delete", id, "e").await.map(|_| ())
             }
-            Operation::Delete => client.process::<api::DeleteResponse>("Delete", id, "").await.map(|_| ()),
+            Operation::Delete => {
+                client.process::<api::DeleteResponse>("Delete", id, "").await.map(|_| ())
+            }
         }
     }
 

@@ -63,8 +63,15 @@ fn broken(what: &'static str, found: impl Into<String>, remedy: impl Into<String
 pub(super) async fn run(command: Doctor) -> Result<ExitCode> {
     let places = &command.places;
     let daemon = daemon::Daemon::ask(places).await;
-    let mut checks =
-        vec![root(), kernel(), pidfd(), cgroups(), pipes(), inotify(), shim(daemon.path.as_deref())];
+    let mut checks = vec![
+        root(),
+        kernel(),
+        pidfd(),
+        cgroups(),
+        pipes(),
+        inotify(),
+        shim(daemon.path.as_deref()),
+    ];
     checks.extend(runtimes());
     checks.extend(daemon.checks(places));
     match node::check_sight() {
@@ -74,11 +81,15 @@ pub(super) async fn run(command: Doctor) -> Result<ExitCode> {
                 .map(|what| unknown(what, format!("{e:#}"), "nothing is said of these")),
         ),
     }
-    if let Some(unknown) = command.only.iter().find(|only| !checks.iter().any(|check| check.what == **only)) {
+    if let Some(unknown) =
+        command.only.iter().find(|only| !checks.iter().any(|check| check.what == **only))
+    {
         let names: Vec<&str> = checks.iter().map(|check| check.what).collect();
         anyhow::bail!("--only {unknown}: the checks are {}", names.join(", "));
     }
-    checks.retain(|check| command.only.is_empty() || command.only.iter().any(|only| only == check.what));
+    checks.retain(|check| {
+        command.only.is_empty() || command.only.iter().any(|only| only == check.what)
+    });
     let worst = checks.iter().map(|check| check.state).max().unwrap_or(State::Ok);
     match command.output {
         Format::Json => output::print_json(&checks)?,
@@ -112,7 +123,9 @@ fn print(checks: &[Check]) -> Result<()> {
         };
         let (state, rest) = row.split_at(row.find(' ').unwrap_or(0));
         lines.push(format!("{}{rest}", output::coloured(colour, state)));
-        lines.extend(check.remedy.iter().map(|remedy| format!("         → {}", output::plain(remedy))));
+        lines.extend(
+            check.remedy.iter().map(|remedy| format!("         → {}", output::plain(remedy))),
+        );
     }
     output::print(&lines)
 }
@@ -142,11 +155,16 @@ fn kernel() -> Check {
 }
 
 fn pidfd() -> Check {
-    match rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty()) {
+    match rustix::process::pidfd_open(
+        rustix::process::getpid(),
+        rustix::process::PidfdFlags::empty(),
+    ) {
         Ok(_) => ok("pidfd", "there"),
-        Err(e) => {
-            warning("pidfd", e.to_string(), "a seccomp filter or an old kernel: exits are matched by number")
-        }
+        Err(e) => warning(
+            "pidfd",
+            e.to_string(),
+            "a seccomp filter or an old kernel: exits are matched by number",
+        ),
     }
 }
 
@@ -174,10 +192,15 @@ fn cgroups() -> Check {
         };
     }
     match root.join("memory").exists() {
-        true => ok("cgroups", if root.join("unified").exists() { "version 1 (hybrid)" } else { "version 1" }),
-        false => {
-            broken("cgroups", "no memory controller below /sys/fs/cgroup", "mount the cgroup file system")
-        }
+        true => ok(
+            "cgroups",
+            if root.join("unified").exists() { "version 1 (hybrid)" } else { "version 1" },
+        ),
+        false => broken(
+            "cgroups",
+            "no memory controller below /sys/fs/cgroup",
+            "mount the cgroup file system",
+        ),
     }
 }
 
@@ -206,7 +229,8 @@ fn inotify() -> Check {
         let links = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
         let count = links
             .filter(|link| {
-                fs::read_link(link.path()).is_ok_and(|target| target.as_os_str() == "anon_inode:inotify")
+                fs::read_link(link.path())
+                    .is_ok_and(|target| target.as_os_str() == "anon_inode:inotify")
             })
             .count();
         used += count;
@@ -265,17 +289,21 @@ fn shim(path: Option<&std::ffi::OsStr>) -> Check {
             ),
             None => broken(
                 "shim",
-                format!("{SHIM} is not in {}PATH", if path.is_some() { "containerd's " } else { "" }),
+                format!(
+                    "{SHIM} is not in {}PATH",
+                    if path.is_some() { "containerd's " } else { "" }
+                ),
                 "install the package, or copy the binary into /usr/local/bin",
             ),
         };
     };
     let version = match config::output(Command::new(&found).arg("-v")) {
         Ok((status, stdout, _)) if status.success() => {
-            let line = stdout
-                .lines()
-                .find_map(|line| line.trim().strip_prefix("Version:").map(|text| text.trim().to_owned()));
-            line.filter(|version| !version.is_empty()).ok_or_else(|| "-v tells no version".to_owned())
+            let line = stdout.lines().find_map(|line| {
+                line.trim().strip_prefix("Version:").map(|text| text.trim().to_owned())
+            });
+            line.filter(|version| !version.is_empty())
+                .ok_or_else(|| "-v tells no version".to_owned())
         }
         Ok((status, _, stderr)) => Err(format!("-v ends with {status}: {}", stderr.trim())),
         Err(e) => Err(format!("{e:#}")),
@@ -304,7 +332,8 @@ fn shim(path: Option<&std::ffi::OsStr>) -> Check {
 fn runtimes() -> Vec<Check> {
     let version = |name: &str| {
         let (_, text, _) =
-            config::output(Command::new(config::find_program(Path::new(name))?).arg("--version")).ok()?;
+            config::output(Command::new(config::find_program(Path::new(name))?).arg("--version"))
+                .ok()?;
         let first = text.lines().next()?;
         Some(first.rsplit(' ').next()?.to_owned())
     };
@@ -316,10 +345,14 @@ fn runtimes() -> Vec<Check> {
             "install runc, or name another runtime with the handler's option BinaryName",
         )),
         Some(text) => {
-            let mut numbers =
-                text.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
-            let number =
-                (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+            let mut numbers = text
+                .split(|c: char| !c.is_ascii_digit())
+                .map(|part| part.parse::<u32>().unwrap_or(0));
+            let number = (
+                numbers.next().unwrap_or(0),
+                numbers.next().unwrap_or(0),
+                numbers.next().unwrap_or(0),
+            );
             // Distributions mend old versions without a new number, which they mark.
             let is_mended = text.contains("ds") || text.contains("ubuntu") || text.contains('~');
             checks.push(match number < (1, 1, 12) && !is_mended {

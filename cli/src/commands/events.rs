@@ -13,7 +13,9 @@ use cleat::{
 };
 use prost::Message;
 use serde_json::{Value, json};
-use std::{cell::RefCell, collections::HashSet, path::PathBuf, process::ExitCode, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell, collections::HashSet, path::PathBuf, process::ExitCode, rc::Rc, time::Duration,
+};
 
 /// How long a shim is asked to wait for an event.
 const WAIT: Duration = Duration::from_secs(20);
@@ -80,7 +82,8 @@ struct Births(tokio::io::unix::AsyncFd<Rc<std::os::fd::OwnedFd>>);
 impl Births {
     fn watch() -> Option<Self> {
         use rustix::fs::inotify;
-        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
+        let fd =
+            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
         inotify::add_watch(&fd, SOCKETS, inotify::WatchFlags::CREATE).ok()?;
         cleat::sys::fd::watch(Rc::new(fd), tokio::io::Interest::READABLE).ok().map(Self)
     }
@@ -112,7 +115,8 @@ async fn follow(socket: PathBuf, namespace: String, format: Format, on: bool) ->
     let mut from = 0;
     loop {
         let wait = if on && from > 0 { WAIT } else { Duration::ZERO };
-        let request = inspect::EventsRequest { from, wait_ms: u32::try_from(wait.as_millis()).unwrap_or(0) };
+        let request =
+            inspect::EventsRequest { from, wait_ms: u32::try_from(wait.as_millis()).unwrap_or(0) };
         let patience = Some(wait + crate::client::PATIENCE);
         let answer: inspect::EventsResponse = client
             .ask(inspect::SERVICE, "Events", &request, patience)
@@ -143,7 +147,8 @@ fn print(namespace: &str, event: &inspect::Event, format: Format) -> Result<()> 
     let line = match format {
         Format::Table => format!("{at} {namespace} {} {body}", event.topic),
         Format::Json => {
-            json!({ "time": at, "namespace": namespace, "topic": event.topic, "event": body }).to_string()
+            json!({ "time": at, "namespace": namespace, "topic": event.topic, "event": body })
+                .to_string()
         }
     };
     output::print(&[output::plain(&line)])

@@ -16,7 +16,8 @@ pub(super) async fn run(command: Gc) -> Result<ExitCode> {
     let mut report = Vec::new();
     let mut lines = Vec::new();
     for orphan in &found {
-        let outcome = if command.dry_run { None } else { Some(orphan.remove(&command.places).await) };
+        let outcome =
+            if command.dry_run { None } else { Some(orphan.remove(&command.places).await) };
         let (word, problem) = match outcome {
             None => ("would remove", None),
             Some(Ok(())) => ("removed", None),

@@ -24,7 +24,9 @@ pub(super) fn run(command: Generate) -> Result<ExitCode> {
                 .flat_map(|shim| {
                     let pod = shim.pod.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name));
                     let containers = shim.containers.iter().map(|container| container.id.clone());
-                    pod.chain(containers).chain([shim.id.clone(), shim.pid.to_string()]).collect::<Vec<_>>()
+                    pod.chain(containers)
+                        .chain([shim.id.clone(), shim.pid.to_string()])
+                        .collect::<Vec<_>>()
                 })
                 .collect();
             ids.sort();

@@ -26,8 +26,10 @@ pub(super) async fn run(command: Inspect) -> Result<ExitCode> {
 fn find<'a>(shims: &'a [Shim], wanted: &str) -> Result<&'a Shim> {
     let names = |shim: &'a Shim| {
         let ids = shim.containers.iter().map(|container| container.id.clone());
-        let pod =
-            shim.pod.iter().flat_map(|pod| [pod.name.clone(), format!("{}/{}", pod.namespace, pod.name)]);
+        let pod = shim
+            .pod
+            .iter()
+            .flat_map(|pod| [pod.name.clone(), format!("{}/{}", pod.namespace, pod.name)]);
         ids.chain(pod).chain([shim.pid.to_string(), shim.id.clone()]).collect::<Vec<_>>()
     };
     let matching = |test: &dyn Fn(&String) -> bool| {
@@ -37,19 +39,28 @@ fn find<'a>(shims: &'a [Shim], wanted: &str) -> Result<&'a Shim> {
     let found = if exact.is_empty() { matching(&|name| name.starts_with(wanted)) } else { exact };
     match found.as_slice() {
         [shim] => Ok(shim),
-        [] => bail!("no shim of this node has a pid, container or pod {wanted:?}; `cleat ps -c` lists them"),
+        [] => bail!(
+            "no shim of this node has a pid, container or pod {wanted:?}; `cleat ps -c` lists them"
+        ),
         several => {
             let pids: Vec<String> = several.iter().map(|shim| shim.pid.to_string()).collect();
-            bail!("{wanted:?} is the beginning of several; name one by its pid: {}", pids.join(", "))
+            bail!(
+                "{wanted:?} is the beginning of several; name one by its pid: {}",
+                pids.join(", ")
+            )
         }
     }
 }
 
 fn describe(shim: &Shim) -> Vec<String> {
     let mut lines = Vec::new();
-    let mut head =
-        |name: &str, text: String| lines.push(format!("{:<12}{}", format!("{name}:"), output::plain(&text)));
-    head("Shim", format!("{}, pid {}, up {}", ps::name(shim), shim.pid, output::age(shim.age_seconds)));
+    let mut head = |name: &str, text: String| {
+        lines.push(format!("{:<12}{}", format!("{name}:"), output::plain(&text)))
+    };
+    head(
+        "Shim",
+        format!("{}, pid {}, up {}", ps::name(shim), shim.pid, output::age(shim.age_seconds)),
+    );
     head(
         "Program",
         format!(
@@ -60,12 +71,20 @@ fn describe(shim: &Shim) -> Vec<String> {
     );
     head("Namespace", shim.namespace.clone());
     head("Pod or id", ps::pod(shim));
-    head("Bundle", format!("{}{}", shim.bundle.display(), if shim.bundle_gone { " (gone)" } else { "" }));
-    let socket =
-        shim.socket.as_ref().map_or_else(|| "none".to_owned(), |socket| socket.display().to_string());
+    head(
+        "Bundle",
+        format!("{}{}", shim.bundle.display(), if shim.bundle_gone { " (gone)" } else { "" }),
+    );
+    let socket = shim
+        .socket
+        .as_ref()
+        .map_or_else(|| "none".to_owned(), |socket| socket.display().to_string());
     head("Socket", format!("{socket}, {} clients", shim.connections));
     let memory = shim.memory_kib;
-    head("Memory", format!("private {} KiB, PSS {} KiB, RSS {} KiB", memory.private, memory.pss, memory.rss));
+    head(
+        "Memory",
+        format!("private {} KiB, PSS {} KiB, RSS {} KiB", memory.private, memory.pss, memory.rss),
+    );
     head(
         "Use",
         format!(
@@ -80,7 +99,12 @@ fn describe(shim: &Shim) -> Vec<String> {
         let mut table = Table::new(&["CONTAINER", "NAME", "STATUS", "PID"]);
         for container in &shim.containers {
             let name = container.name.clone().unwrap_or_else(|| "-".to_owned());
-            table.row([container.id.clone(), name, container.status.to_owned(), container.pid.to_string()]);
+            table.row([
+                container.id.clone(),
+                name,
+                container.status.to_owned(),
+                container.pid.to_string(),
+            ]);
         }
         lines.push(String::new());
         lines.extend(table.lines());
@@ -92,7 +116,11 @@ fn describe(shim: &Shim) -> Vec<String> {
         format!(
             "{} waiting for containerd{}, {} acknowledged, {} dropped",
             events.waiting,
-            if events.waiting > 0 { format!(" (oldest {} ms)", events.oldest_ms) } else { String::new() },
+            if events.waiting > 0 {
+                format!(" (oldest {} ms)", events.oldest_ms)
+            } else {
+                String::new()
+            },
             events.acknowledged,
             events.dropped
         ),
@@ -105,7 +133,9 @@ fn describe(shim: &Shim) -> Vec<String> {
     if !own.transitions.is_empty() {
         lines.extend([String::new(), "Last transitions".to_owned()]);
         let last = own.transitions.len().saturating_sub(10);
-        lines.extend(own.transitions[last..].iter().map(|line| format!("  {}", output::plain(line))));
+        lines.extend(
+            own.transitions[last..].iter().map(|line| format!("  {}", output::plain(line))),
+        );
     }
     lines
 }
@@ -144,7 +174,11 @@ fn processes(own: &inspect::InspectResponse) -> Table {
             exit.map_or_else(|| "-".to_owned(), |exit| exit.status.to_string()),
             exit.and_then(|exit| exit.at).map_or_else(|| "-".to_owned(), ago),
             if process.terminal { "yes" } else { "no" }.to_owned(),
-            format!("{}{}", container.runtime, if container.native_exec { ", native exec" } else { "" }),
+            format!(
+                "{}{}",
+                container.runtime,
+                if container.native_exec { ", native exec" } else { "" }
+            ),
         ]);
     }
     table
@@ -168,7 +202,8 @@ fn streams(own: &inspect::InspectResponse) -> Table {
             ]);
         }
         if let Some(logger) = &process.logger {
-            let state = if logger.pid > 0 { format!("pid {}", logger.pid) } else { "ended".to_owned() };
+            let state =
+                if logger.pid > 0 { format!("pid {}", logger.pid) } else { "ended".to_owned() };
             let state = format!("{state}, ended {} times", logger.deaths);
             table.row([
                 label(container, process),
@@ -186,8 +221,11 @@ fn streams(own: &inspect::InspectResponse) -> Table {
 fn calls(own: &inspect::InspectResponse) -> Table {
     let mut table = Table::new(&["METHOD", "CONTAINER", "AGE"]);
     for call in &own.calls {
-        let age =
-            if call.age_ms < 1000 { format!("{} ms", call.age_ms) } else { output::age(call.age_ms / 1000) };
+        let age = if call.age_ms < 1000 {
+            format!("{} ms", call.age_ms)
+        } else {
+            output::age(call.age_ms / 1000)
+        };
         table.row([call.method.clone(), ps::short(&call.id), age]);
     }
     table
@@ -196,7 +234,11 @@ fn calls(own: &inspect::InspectResponse) -> Table {
 fn problems(own: &inspect::InspectResponse) -> Table {
     let mut table = Table::new(&["WHEN", "LEVEL", "TEXT"]);
     for problem in &own.problems {
-        table.row([problem.at.map_or_else(String::new, ago), problem.level.clone(), problem.text.clone()]);
+        table.row([
+            problem.at.map_or_else(String::new, ago),
+            problem.level.clone(),
+            problem.text.clone(),
+        ]);
     }
     table
 }

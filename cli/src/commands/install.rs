@@ -126,7 +126,8 @@ impl Files {
         let text = read(&main)?;
         let exists = text.is_some();
         let text = text.unwrap_or_default();
-        let document: DocumentMut = text.parse().with_context(|| format!("parse {}", named.display()))?;
+        let document: DocumentMut =
+            text.parse().with_context(|| format!("parse {}", named.display()))?;
         let imports = config::imports(&document, &named, containerd);
         let mut texts = BTreeMap::from([(main.clone(), text)]);
         for file in imports.iter().flat_map(|(_, files)| files) {
@@ -158,7 +159,11 @@ impl Files {
 
     /// The lines of a handler.
     fn handler_lines(&self, command: &Install, syntax: i64, systemd: bool) -> String {
-        let table = format!("[plugins.{:?}.containerd.runtimes.{}", config::section(syntax), command.handler);
+        let table = format!(
+            "[plugins.{:?}.containerd.runtimes.{}",
+            config::section(syntax),
+            command.handler
+        );
         let mut lines = format!("{table}]\nruntime_type = \"{RUNTIME_TYPE}\"\n");
         if let Some(shim) = &command.shim {
             let _ = writeln!(lines, "runtime_path = {:?}", shim.to_string_lossy());
@@ -193,7 +198,8 @@ impl Files {
     /// To be put in by hand.
     fn snippet(&self, command: &Install) -> Result<Vec<String>> {
         shim(command)?;
-        // containerd 1.x puts the CRI section of an imported file in the place of the main one's: that is the file then.
+        // containerd 1.x puts the CRI section of an imported file in the place of the main one's:
+        // that is the file then.
         let target = match self.containerd.0 {
             0 | 1 => self.targets(&command.handler).swap_remove(0),
             _ => Target { path: self.main.clone(), syntax: self.syntax() },
@@ -202,8 +208,11 @@ impl Files {
             (if target.path == self.main { &self.named } else { &target.path }, target.syntax);
         let main = self.texts.get(&target.path).cloned().unwrap_or_default();
         let document: DocumentMut = main.parse().unwrap_or_default();
-        let mut lines =
-            vec![format!("# for containerd {}, at the end of {}:", self.version_text, path.display())];
+        let mut lines = vec![format!(
+            "# for containerd {}, at the end of {}:",
+            self.version_text,
+            path.display()
+        )];
         if let Some(problem) = self.hindrance(&self.document) {
             lines.push(format!("# BUT: {problem}"));
         }
@@ -236,7 +245,11 @@ impl Files {
                     command.handler
                 );
             } else {
-                text = marks::append(&text, DEFAULT_BLOCK, &Self::default_lines(syntax, &command.handler));
+                text = marks::append(
+                    &text,
+                    DEFAULT_BLOCK,
+                    &Self::default_lines(syntax, &command.handler),
+                );
             }
         }
         lines.push(text.trim_end().to_owned());
@@ -260,7 +273,8 @@ impl Files {
                 self.named.display()
             ));
         }
-        let is_version = |line: &str| line.split('=').next().is_some_and(|key| key.trim() == "version");
+        let is_version =
+            |line: &str| line.split('=').next().is_some_and(|key| key.trim() == "version");
         let text = self.texts.get(&self.main).map_or("", String::as_str);
         if self.document.get("version").is_none() && text.lines().any(is_version) {
             return Some(format!(
@@ -279,9 +293,12 @@ impl Files {
 
     fn write(mut self, command: &Install) -> Result<Vec<String>> {
         let shim = shim(command)?;
-        // A new file is for containerd's own place, or beside something that is there; else it is a slip, and containerd would not read it.
+        // A new file is for containerd's own place, or beside something that is there; else it is a
+        // slip, and containerd would not read it.
         let directory = self.main.parent().filter(|directory| !directory.as_os_str().is_empty());
-        if command.config != Path::new(CONFIG) && directory.is_some_and(|directory| !directory.is_dir()) {
+        if command.config != Path::new(CONFIG)
+            && directory.is_some_and(|directory| !directory.is_dir())
+        {
             bail!("--config {}: there is no such directory", self.named.display());
         }
         let mut directories = Directories::default();
@@ -304,7 +321,8 @@ impl Files {
         let mut said = Vec::new();
         if let Some(handler) = present {
             let path = handler.get("runtime_path").and_then(Item::as_str).unwrap_or_default();
-            if let Some(wanted) = command.shim.as_ref().filter(|wanted| wanted.as_os_str() != path) {
+            if let Some(wanted) = command.shim.as_ref().filter(|wanted| wanted.as_os_str() != path)
+            {
                 bail!(
                     "handler {} is there with runtime_path {path:?}, not {:?}: change it by hand, or --undo first",
                     command.handler,
@@ -327,17 +345,23 @@ impl Files {
             }
         }
         // Somebody has named a handler by hand, and containerd 1.x has forgotten its own since.
-        let lacks_runc =
-            self.containerd < (2, 0) && config::missing_default(&before).is_some_and(|name| name == "runc");
+        let lacks_runc = self.containerd < (2, 0)
+            && config::missing_default(&before).is_some_and(|name| name == "runc");
         let systemd = command.systemd_cgroup || runc_uses_systemd(&before);
-        let options =
-            (!is_there && systemd && self.containerd.0 < 2).then(|| self.options_file(&command.handler));
+        let options = (!is_there && systemd && self.containerd.0 < 2)
+            .then(|| self.options_file(&command.handler));
         if let Some(path) = &options {
             put_options(directories.of(path)?, path)?;
         }
         if !is_there || sets_default || lacks_runc {
-            let attempt =
-                self.add(directories.of(&self.main)?, command, &before, is_there, systemd, sets_default);
+            let attempt = self.add(
+                directories.of(&self.main)?,
+                command,
+                &before,
+                is_there,
+                systemd,
+                sets_default,
+            );
             if attempt.is_err()
                 && let Some(path) = &options
             {
@@ -361,7 +385,9 @@ impl Files {
             ));
         }
         if lacks_runc {
-            said.push("handler runc stands beside it now: containerd 1.x had forgotten it".to_owned());
+            said.push(
+                "handler runc stands beside it now: containerd 1.x had forgotten it".to_owned(),
+            );
         }
         if sets_default {
             said.push("new pods without a RuntimeClass use it".to_owned());
@@ -373,11 +399,14 @@ impl Files {
         } else if command.no_default {
             said.push("new pods without a RuntimeClass use what they used before".to_owned());
         }
-        said.push("restart containerd to load it: systemctl restart containerd (pods live on)".to_owned());
+        said.push(
+            "restart containerd to load it: systemctl restart containerd (pods live on)".to_owned(),
+        );
         Ok(said)
     }
 
-    /// The files with the handler, or the default, put in: in the first place where containerd sees them, and sees all else as before.
+    /// The files with the handler, or the default, put in: in the first place where containerd sees
+    /// them, and sees all else as before.
     fn add(
         &self,
         directory: &Directory,
@@ -412,7 +441,8 @@ impl Files {
                         && self.document.is_empty()
                         && marks::names(&text).is_empty())
                 {
-                    let name = if target.path != self.main || !self.exists { NEW_FILE } else { VERSION };
+                    let name =
+                        if target.path != self.main || !self.exists { NEW_FILE } else { VERSION };
                     text = marks::append(&text, name, &format!("version = {syntax}\n"));
                 }
                 if !is_there {
@@ -424,9 +454,14 @@ impl Files {
                 }
                 if sets_default {
                     let path = ["plugins", config::section(syntax), "containerd"];
-                    text = marks::set(&text, &path, DEFAULT, &command.handler).unwrap_or_else(|| {
-                        marks::append(&text, DEFAULT_BLOCK, &Self::default_lines(syntax, &command.handler))
-                    });
+                    text =
+                        marks::set(&text, &path, DEFAULT, &command.handler).unwrap_or_else(|| {
+                            marks::append(
+                                &text,
+                                DEFAULT_BLOCK,
+                                &Self::default_lines(syntax, &command.handler),
+                            )
+                        });
                 }
                 edits.insert(target.path.clone(), Some(text));
                 match self.check(directory, &edits, &wanted, &open) {
@@ -444,7 +479,8 @@ impl Files {
     /// Where something of ours may go, best first.
     fn targets(&self, handler: &str) -> Vec<Target> {
         let mut targets = Vec::new();
-        // containerd 2 merges imported files into the main one. 1.x puts their plugin sections in its place, so nothing of ours must stand alone in one.
+        // containerd 2 merges imported files into the main one. 1.x puts their plugin sections in
+        // its place, so nothing of ours must stand alone in one.
         if self.containerd.0 >= 2 {
             let directories = self.imports.iter().map(|(pattern, _)| pattern).filter(|pattern| {
                 let name = pattern.file_name().unwrap_or_default().to_string_lossy();
@@ -463,12 +499,16 @@ impl Files {
         } else {
             let imported = self.imports.iter().flat_map(|(_, files)| files).rev();
             for path in imported {
-                let Some(document) = self.texts.get(path).and_then(|text| text.parse::<DocumentMut>().ok())
+                let Some(document) =
+                    self.texts.get(path).and_then(|text| text.parse::<DocumentMut>().ok())
                 else {
                     continue;
                 };
                 let syntax = config::syntax(&document, self.containerd);
-                if document.get("plugins").and_then(|plugins| plugins.get(config::section(syntax))).is_some()
+                if document
+                    .get("plugins")
+                    .and_then(|plugins| plugins.get(config::section(syntax)))
+                    .is_some()
                 {
                     targets.push(Target { path: path.clone(), syntax });
                 }
@@ -478,7 +518,8 @@ impl Files {
         targets
     }
 
-    /// Whether containerd, with these files, would see what is wanted, and all else as before. `open`: beginnings of paths that may differ.
+    /// Whether containerd, with these files, would see what is wanted, and all else as before.
+    /// `open`: beginnings of paths that may differ.
     fn check(
         &self,
         directory: &Directory,
@@ -496,7 +537,9 @@ impl Files {
         let is_open = |path: &str| open.iter().any(|open| path.starts_with(open));
         for (path, value) in wanted {
             if seen.get(path) != Some(value) {
-                let sees = seen.get(path).map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"));
+                let sees = seen
+                    .get(path)
+                    .map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"));
                 bail!(
                     "containerd accepts it, but sees {sees} as {path}, not {value:?}: does an imported file say otherwise?"
                 );
@@ -511,22 +554,29 @@ impl Files {
     }
 
     /// What containerd makes of the files as they would be.
-    fn dump_of(&self, directory: &Directory, edits: &Edits) -> Result<(DocumentMut, Vec<Candidate>)> {
+    fn dump_of(
+        &self,
+        directory: &Directory,
+        edits: &Edits,
+    ) -> Result<(DocumentMut, Vec<Candidate>)> {
         let text = match edits.get(&self.main) {
             Some(text) => text.clone().unwrap_or_default(),
             None => self.texts[&self.main].clone(),
         };
-        let mut document: DocumentMut =
-            text.parse().context("what would be written is no TOML; this file must be edited by hand")?;
+        let mut document: DocumentMut = text
+            .parse()
+            .context("what would be written is no TOML; this file must be edited by hand")?;
         let mut candidates = Vec::new();
-        let mut imported: Vec<PathBuf> = self.imports.iter().flat_map(|(_, files)| files.clone()).collect();
+        let mut imported: Vec<PathBuf> =
+            self.imports.iter().flat_map(|(_, files)| files.clone()).collect();
         let new: Vec<&PathBuf> =
             edits.keys().filter(|path| **path != self.main && !imported.contains(path)).collect();
         if let Some(path) = new.first() {
             imported.push((*path).clone());
             // As containerd reads them: pattern by pattern, each one's files by name.
-            let at =
-                |path: &Path| self.imports.iter().position(|(pattern, _)| pattern.parent() == path.parent());
+            let at = |path: &Path| {
+                self.imports.iter().position(|(pattern, _)| pattern.parent() == path.parent())
+            };
             imported.sort_by(|a, b| (at(a), a).cmp(&(at(b), b)));
         }
         if !imported.is_empty() {
@@ -558,7 +608,8 @@ impl Files {
             let directory = directories.of(&target)?;
             match text {
                 Some(text) => {
-                    let is_ours = |text: &String| marks::names(text).iter().any(|name| name == NEW_FILE);
+                    let is_ours =
+                        |text: &String| marks::names(text).iter().any(|name| name == NEW_FILE);
                     if self.texts.get(path).is_some_and(|text| !is_ours(text))
                         && (path != &self.main || self.exists)
                     {
@@ -656,7 +707,10 @@ impl Files {
         for path in &edited {
             let copy = free_name(path);
             directories.of(path)?.keep(path, &copy)?;
-            said.push(format!("lines of your own between its marks are kept in {}", copy.display()));
+            said.push(format!(
+                "lines of your own between its marks are kept in {}",
+                copy.display()
+            ));
         }
         self.put(&mut directories, &edits)?;
         // The user's file is as it was: its copy tells nothing.
@@ -758,7 +812,8 @@ fn free_name(path: &Path) -> PathBuf {
 
 /// What the handler `runc` says today, so that the cgroup driver stays what it is.
 fn runc_uses_systemd(dump: &DocumentMut) -> bool {
-    let of = |name: &str| config::handler(dump, name)?.get("options")?.get("SystemdCgroup")?.as_bool();
+    let of =
+        |name: &str| config::handler(dump, name)?.get("options")?.get("SystemdCgroup")?.as_bool();
     of("runc").or_else(|| of(config::default_handler(dump)?)).unwrap_or(false)
 }
 
@@ -786,8 +841,11 @@ fn runc_lines(before: Option<&DocumentMut>, syntax: i64) -> String {
     for (path, value) in config::flat(before) {
         let Some(key) = path.strip_prefix(&runc).filter(|key| !key.contains('/')) else { continue };
         let is_number = value.parse::<i64>().is_ok() || value == "true" || value.starts_with('[');
-        let _ =
-            if is_number { writeln!(lines, "{key} = {value}") } else { writeln!(lines, "{key} = {value:?}") };
+        let _ = if is_number {
+            writeln!(lines, "{key} = {value}")
+        } else {
+            writeln!(lines, "{key} = {value:?}")
+        };
     }
     lines
 }
@@ -797,8 +855,10 @@ fn put_options(directory: &Directory, path: &Path) -> Result<()> {
     match read(path)? {
         Some(text) if text.starts_with(OPTIONS_MARK) => Ok(()),
         Some(_) => bail!("{} is there, and not by cleat install: move it away", path.display()),
-        None => directory
-            .put(directory.candidate(path, &format!("{OPTIONS_MARK}\nSystemdCgroup = true\n"))?, path),
+        None => directory.put(
+            directory.candidate(path, &format!("{OPTIONS_MARK}\nSystemdCgroup = true\n"))?,
+            path,
+        ),
     }
 }
 

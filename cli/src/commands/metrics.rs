@@ -42,7 +42,8 @@ pub(super) async fn run(command: Metrics) -> Result<ExitCode> {
     if let Some(path) = address.strip_prefix("unix:") {
         let path = Path::new(path);
         // One that nobody listens on is a former life's.
-        let is_socket = std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket());
+        let is_socket =
+            std::fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket());
         if is_socket && !node::is_listened_to(path) {
             std::fs::remove_file(path).with_context(failed)?;
         }
@@ -65,7 +66,10 @@ struct Server {
 
 impl Server {
     /// Serves a client beside the others. Whoever dawdles is cut off.
-    async fn take<S: AsyncRead + AsyncWrite + Unpin + 'static>(self: &Rc<Self>, stream: std::io::Result<S>) {
+    async fn take<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+        self: &Rc<Self>,
+        stream: std::io::Result<S>,
+    ) {
         let stream = match stream {
             Ok(stream) => stream,
             Err(e) => {
@@ -96,7 +100,8 @@ impl Server {
             }
         }
         let head = String::from_utf8_lossy(&head);
-        let path = head.strip_prefix("GET ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        let path =
+            head.strip_prefix("GET ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
         let (status, body) = match (path, node::check_sight()) {
             ("/metrics", Ok(())) => ("200 OK", self.page().await),
             ("/metrics", Err(e)) => ("503 Service Unavailable", format!("{e:#}\n")),
@@ -137,7 +142,8 @@ impl Family<'_> {
     fn sample(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
         let labels: Vec<String> =
             labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
-        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let labels =
+            if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         let _ = writeln!(self.text, "{}{labels} {value}", self.name);
     }
 }
@@ -148,10 +154,11 @@ fn escaped(text: &str) -> String {
 
 fn render(shims: &[Shim]) -> String {
     let mut text = String::new();
-    let mut family = |name: &'static str, kind: &str, help: &str, each: &dyn Fn(&mut Family<'_>)| {
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        each(&mut Family { text: &mut text, name });
-    };
+    let mut family =
+        |name: &'static str, kind: &str, help: &str, each: &dyn Fn(&mut Family<'_>)| {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            each(&mut Family { text: &mut text, name });
+        };
     let per_shim = |family: &mut Family<'_>, value: &dyn Fn(&Shim) -> Option<String>| {
         for shim in shims {
             let Some(value) = value(shim) else { continue };
@@ -187,9 +194,14 @@ fn render(shims: &[Shim]) -> String {
             );
         }
     });
-    family("cleat_shim_answers", "gauge", "Whether the shim answers within two seconds.", &|family| {
-        per_shim(family, &|shim| number(u64::from(shim.problem.is_none())));
-    });
+    family(
+        "cleat_shim_answers",
+        "gauge",
+        "Whether the shim answers within two seconds.",
+        &|family| {
+            per_shim(family, &|shim| number(u64::from(shim.problem.is_none())));
+        },
+    );
     family(
         "cleat_shim_containerd_connected",
         "gauge",
@@ -236,11 +248,13 @@ fn render(shims: &[Shim]) -> String {
     });
     family("cleat_shim_containers", "gauge", "Containers of a shim by status.", &|family| {
         for shim in shims {
-            let mut statuses: Vec<&str> = shim.containers.iter().map(|container| container.status).collect();
+            let mut statuses: Vec<&str> =
+                shim.containers.iter().map(|container| container.status).collect();
             statuses.sort_unstable();
             statuses.dedup();
             for status in statuses {
-                let count = shim.containers.iter().filter(|container| container.status == status).count();
+                let count =
+                    shim.containers.iter().filter(|container| container.status == status).count();
                 family.sample(&[("pid", &shim.pid.to_string()), ("status", status)], count);
             }
         }
@@ -248,13 +262,20 @@ fn render(shims: &[Shim]) -> String {
     let own = |shim: &Shim| shim.own.clone();
     let streams = |shim: &Shim, value: &dyn Fn(&cleat::protocol::inspect::Stream) -> u64| {
         let own = shim.own.as_ref()?;
-        let processes =
-            own.containers.iter().flat_map(|container| container.init.iter().chain(&container.execs));
+        let processes = own
+            .containers
+            .iter()
+            .flat_map(|container| container.init.iter().chain(&container.execs));
         number(processes.flat_map(|process| &process.streams).map(value).sum())
     };
-    family("cleat_shim_events_waiting", "gauge", "Events that containerd has not acknowledged.", &|family| {
-        per_shim(family, &|shim| number(own(shim)?.events?.waiting));
-    });
+    family(
+        "cleat_shim_events_waiting",
+        "gauge",
+        "Events that containerd has not acknowledged.",
+        &|family| {
+            per_shim(family, &|shim| number(own(shim)?.events?.waiting));
+        },
+    );
     family(
         "cleat_shim_events_oldest_seconds",
         "gauge",

@@ -106,7 +106,9 @@ pub(super) fn name(shim: &Shim) -> String {
 
 /// `NAMESPACE/POD`, or the id.
 pub(super) fn pod(shim: &Shim) -> String {
-    shim.pod.as_ref().map_or_else(|| short(&shim.id), |pod| format!("{}/{}", pod.namespace, pod.name))
+    shim.pod
+        .as_ref()
+        .map_or_else(|| short(&shim.id), |pod| format!("{}/{}", pod.namespace, pod.name))
 }
 
 /// containerd's ids have 64 digits, of which 13 are shown, as crictl does.
@@ -129,9 +131,11 @@ fn states(shim: &Shim) -> String {
     }
     match counts.is_empty() {
         true => "none".to_owned(),
-        false => {
-            counts.iter().map(|(status, count)| format!("{count} {status}")).collect::<Vec<_>>().join(", ")
-        }
+        false => counts
+            .iter()
+            .map(|(status, count)| format!("{count} {status}"))
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }
 

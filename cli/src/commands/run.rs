@@ -30,7 +30,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const PATIENCE: Duration = Duration::from_secs(630);
 /// How long the end of the output may take to come.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-/// Between the signal that tells the container that nobody reads it and the one that it cannot ignore.
+/// Between the signal that tells the container that nobody reads it and the one that it cannot
+/// ignore.
 const GRACE: Duration = Duration::from_secs(1);
 /// What a shell says of a process that nobody has read.
 const NOBODY_READS: u32 = 128 + libc::SIGPIPE as u32;
@@ -51,7 +52,11 @@ fn code_of(error: &str) -> u8 {
     match error {
         e if e.contains("install the OCI runtime") => 125,
         e if e.contains("exec: ") && e.contains("permission denied") => 126,
-        e if e.contains("exec: ") && (e.contains("no such file") || e.contains("not found in $PATH")) => 127,
+        e if e.contains("exec: ")
+            && (e.contains("no such file") || e.contains("not found in $PATH")) =>
+        {
+            127
+        }
         _ => 125,
     }
 }
@@ -100,7 +105,8 @@ impl Drop for Place {
 impl Place {
     fn new(id: &Id, command: &Run, shim: &Path) -> Result<Self> {
         let bundle = command.bundle.clone().unwrap_or_default();
-        let source = fs::canonicalize(&bundle).with_context(|| format!("bundle {}", bundle.display()))?;
+        let source =
+            fs::canonicalize(&bundle).with_context(|| format!("bundle {}", bundle.display()))?;
         if !source.is_dir() {
             bail!("bundle {} is a file: name the directory that it lies in", bundle.display());
         }
@@ -143,7 +149,10 @@ impl Place {
             .with_context(|| format!("make {} (are you root?)", parent.display()))?;
         let directory = parent.join(id.as_str());
         fs::DirBuilder::new().mode(0o700).create(&directory).with_context(|| {
-            format!("make {}: is a container {id} there already? --remove removes it", directory.display())
+            format!(
+                "make {}: is a container {id} there already? --remove removes it",
+                directory.display()
+            )
         })?;
         let place = Self { directory, terminal };
         let pid = std::process::id();
@@ -153,7 +162,8 @@ impl Place {
         fs::write(place.bundle().join("config.json"), config.to_string())?;
         for name in ["log", "stdin", "stdout", "stderr"] {
             let mode = rustix::fs::Mode::from_raw_mode(0o600);
-            let path = if name == "log" { place.bundle().join(name) } else { place.directory.join(name) };
+            let path =
+                if name == "log" { place.bundle().join(name) } else { place.directory.join(name) };
             rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0)?;
         }
         Ok(place)
@@ -197,14 +207,16 @@ impl Place {
         let flags: &[&str] = if command.debug { &["-debug", "start"] } else { &["start"] };
         let answer = self.shim(shim, id, flags).await?;
         // Plain or JSON: the address stands in both as it is.
-        let socket =
-            answer.split_once("unix://").map(|(_, rest)| rest.split(['"', '\n']).next().unwrap_or_default());
+        let socket = answer
+            .split_once("unix://")
+            .map(|(_, rest)| rest.split(['"', '\n']).next().unwrap_or_default());
         let socket = PathBuf::from(socket.with_context(|| format!("start answers {answer:?}"))?);
         let mut client = Client::connect(&socket).await?;
         let result = self.container(&mut client, &socket, id, command, signals).await;
         if result.is_ok() {
             let request = api::ProcessRequest { id: id.to_string(), exec_id: String::new() };
-            let _: Result<api::DeleteResponse> = client.task("Delete", &request, Some(PATIENCE)).await;
+            let _: Result<api::DeleteResponse> =
+                client.task("Delete", &request, Some(PATIENCE)).await;
             let shutdown = api::ShutdownRequest { id: id.to_string(), now: false };
             let _: Result<Empty> = client.task("Shutdown", &shutdown, Some(PATIENCE)).await;
         } else {
@@ -239,7 +251,10 @@ impl Place {
         for name in outputs {
             fifos.push((
                 name,
-                OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(self.fifo(name))?,
+                OpenOptions::new()
+                    .read(true)
+                    .custom_flags(libc::O_NONBLOCK)
+                    .open(self.fifo(name))?,
             ));
         }
         let _: api::PidResponse = client.task("Create", &create, Some(PATIENCE)).await?;
@@ -277,14 +292,17 @@ impl Place {
         let mut is_unread = false;
         let exit = tokio::select! {
             exit = wait => exit?,
-            never = self.pass_on(client, id, signals, stdin_ended, &mut nobody_reads, &mut is_unread) => match never {},
+            never = self.pass_on(
+                client, id, signals, stdin_ended, &mut nobody_reads, &mut is_unread,
+            ) => match never {},
         };
         let _ = tokio::time::timeout(LAST_WORDS, all_read.recv()).await;
         drop(raw);
         Ok(if is_unread { NOBODY_READS } else { exit.exit_status })
     }
 
-    /// Signals, sizes of the terminal, the end of stdin and of whoever reads, until the process has ended.
+    /// Signals, sizes of the terminal, the end of stdin and of whoever reads, until the process has
+    /// ended.
     async fn pass_on(
         &self,
         client: &mut Client,
@@ -303,7 +321,9 @@ impl Place {
                 }
                 _ = &mut stdin_ended, if has_input => {
                     has_input = false;
-                    let request = api::CloseIoRequest { id: id.to_string(), stdin: true, ..api::CloseIoRequest::default() };
+                    let id = id.to_string();
+                    let request =
+                        api::CloseIoRequest { id, stdin: true, ..Default::default() };
                     let _: Result<Empty> = client.task("CloseIO", &request, Some(PATIENCE)).await;
                     continue;
                 }
@@ -357,7 +377,8 @@ struct Signals {
 }
 
 impl Signals {
-    /// All but those of job control, which are the shell's business with us, those that tell of our own faults, and SIGCHLD and SIGPIPE.
+    /// All but those of job control, which are the shell's business with us, those that tell of our
+    /// own faults, and SIGCHLD and SIGPIPE.
     fn watch() -> Result<Self> {
         let kept = [
             libc::SIGHUP,
@@ -449,6 +470,10 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Now, &self.0);
+        let _ = rustix::termios::tcsetattr(
+            std::io::stdin(),
+            rustix::termios::OptionalActions::Now,
+            &self.0,
+        );
     }
 }

@@ -93,16 +93,27 @@ enum Waited {
 
 /// Waits for a key. crossterm would read the end of a terminal that is closed again and again.
 fn wait_for_key(limit: Duration) -> Result<Waited> {
+    // What was read with an earlier key is not in the terminal any more.
+    for limit in [Duration::ZERO, limit] {
+        if is_gone_within(limit)? {
+            return Ok(Waited::Gone);
+        }
+        if event::poll(Duration::ZERO)? {
+            return Ok(Waited::Key);
+        }
+    }
+    Ok(Waited::Nothing)
+}
+
+/// Waits for something to read; whether nothing will ever come.
+fn is_gone_within(limit: Duration) -> Result<bool> {
     let stdin = rustix::stdio::stdin();
     let mut asked = [PollFd::new(&stdin, PollFlags::IN)];
     match poll(&mut asked, Some(&Timespec::try_from(limit)?)) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(e) => return Err(e.into()),
     }
-    if asked[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
-        return Ok(Waited::Gone);
-    }
-    Ok(if event::poll(Duration::ZERO)? { Waited::Key } else { Waited::Nothing })
+    Ok(asked[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL))
 }
 
 /// What of it is shown, and how.
@@ -182,10 +193,14 @@ impl View {
         };
         match (self.typing, self.filter.as_str()) {
             (true, text) => around("/", text, "▏ enter: keep, escape: all"),
-            (_, "") => "c CPU  m memory  i I/O  s shim  p pid   ↑↓ scroll  / filter  q quit".to_owned(),
-            (_, text) => {
-                around("only ", text, "   escape: all  c m i s p: sort  ↑↓ scroll  / filter  q quit")
+            (_, "") => {
+                "c CPU  m memory  i I/O  s shim  p pid   ↑↓ scroll  / filter  q quit".to_owned()
             }
+            (_, text) => around(
+                "only ",
+                text,
+                "   escape: all  c m i s p: sort  ↑↓ scroll  / filter  q quit",
+            ),
         }
     }
 }
@@ -261,7 +276,8 @@ impl Look {
                     cpu: rate(row.usage.cpu_ns, used.cpu_ns) / 1e7,
                     block: rate(row.usage.block_bytes, used.block_bytes),
                     stream: rate(row.usage.stream_bytes, used.stream_bytes),
-                    shim_cpu: (row.shim_cpu - then.map_or(row.shim_cpu, |then| then.shim_cpu)) / seconds
+                    shim_cpu: (row.shim_cpu - then.map_or(row.shim_cpu, |then| then.shim_cpu))
+                        / seconds
                         * 100.0,
                 }
             })
@@ -277,7 +293,8 @@ impl Look {
             figures.reverse();
         }
         let running = self.rows.iter().filter(|row| row.status == "running").count();
-        let mut shims: Vec<(u32, u64)> = self.rows.iter().map(|row| (row.shim_pid, row.shim_kib)).collect();
+        let mut shims: Vec<(u32, u64)> =
+            self.rows.iter().map(|row| (row.shim_pid, row.shim_kib)).collect();
         shims.sort_unstable();
         shims.dedup();
         let private = shims.iter().map(|(_, kib)| kib).sum::<u64>() * 1024;
@@ -307,8 +324,9 @@ impl Look {
         ]);
         let wanted = view.filter.to_lowercase();
         let is_wanted = |row: &Row| {
-            let texts = [&row.name, &row.container, &row.shim, row.status, &row.shim_pid.to_string()]
-                .map(str::to_lowercase);
+            let texts =
+                [&row.name, &row.container, &row.shim, row.status, &row.shim_pid.to_string()]
+                    .map(str::to_lowercase);
             wanted.is_empty() || texts.iter().any(|text| text.contains(&wanted))
         };
         figures.retain(|figures| is_wanted(figures.row));
@@ -357,17 +375,25 @@ impl Screen {
 
     fn draw(&self, lines: impl FnOnce(usize, usize) -> Vec<String>) -> Result<()> {
         // A terminal that does not know its size has none.
-        let (columns, rows) =
-            terminal::size().ok().filter(|(columns, rows)| *columns > 0 && *rows > 0).unwrap_or((80, 24));
+        let (columns, rows) = terminal::size()
+            .ok()
+            .filter(|(columns, rows)| *columns > 0 && *rows > 0)
+            .unwrap_or((80, 24));
         let mut out = std::io::stdout().lock();
         execute!(out, cursor::MoveTo(0, 0))?;
-        for (number, line) in
-            lines(usize::from(columns), usize::from(rows)).iter().take(usize::from(rows)).enumerate()
+        for (number, line) in lines(usize::from(columns), usize::from(rows))
+            .iter()
+            .take(usize::from(rows))
+            .enumerate()
         {
             let line: String = line.chars().take(usize::from(columns)).collect();
             // The head of the table in reverse.
             let line = if number == 2 { format!("\x1b[7m{line}\x1b[0m") } else { line };
-            write!(out, "{line}\x1b[K{}", if number + 1 < usize::from(rows) { "\r\n" } else { "" })?;
+            write!(
+                out,
+                "{line}\x1b[K{}",
+                if number + 1 < usize::from(rows) { "\r\n" } else { "" }
+            )?;
         }
         execute!(out, terminal::Clear(ClearType::FromCursorDown))?;
         Ok(out.flush()?)

@@ -7,8 +7,9 @@
 //! # <<< cleat install: handler cleat
 //! ```
 //!
-//! The number is that of the lines between, so that edits by hand are seen. A single key in a table of the user's carries its mark on its own line, and
-//! the line that it has replaced stands before it as a comment.
+//! The number is that of the lines between, so that edits by hand are seen. A single key in a table
+//! of the user's carries its mark on its own line, and the line that it has replaced stands before
+//! it as a comment.
 
 use toml_edit::DocumentMut;
 
@@ -86,7 +87,8 @@ fn line_of(key: &str, value: &str) -> String {
     format!("{key} = {value:?}")
 }
 
-/// Sets a key of an explicit table `path` to a text; `None` if the file has no such table of its own.
+/// Sets a key of an explicit table `path` to a text; `None` if the file has no such table of its
+/// own.
 pub(crate) fn set(text: &str, path: &[&str], key: &str, value: &str) -> Option<String> {
     let ours = format!("{}{OURS}", line_of(key, value));
     let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
@@ -180,15 +182,21 @@ mod tests {
             let edited = with.replace("y = 1\n", "y = 1\nz = 2\n");
             assert!(take(&edited, "handler a").unwrap().edited);
         }
-        assert!(take("# >>> cleat install: handler a [0]\n", "handler a").is_none(), "it has no end");
+        assert!(
+            take("# >>> cleat install: handler a [0]\n", "handler a").is_none(),
+            "it has no end"
+        );
     }
 
     #[test]
     fn a_key_comes_out_to_the_byte() {
         let without = TEXT.replace("  default_runtime_name = \"runc\" # why\n", "");
-        for text in
-            [TEXT, &without, "[plugins.x.containerd]", "[plugins.x.containerd]\n  default_runtime_name='k'"]
-        {
+        for text in [
+            TEXT,
+            &without,
+            "[plugins.x.containerd]",
+            "[plugins.x.containerd]\n  default_runtime_name='k'",
+        ] {
             let with = set(text, &PATH, "default_runtime_name", "cleat").unwrap();
             let document: DocumentMut = with.parse().unwrap();
             assert_eq!(
@@ -201,9 +209,15 @@ mod tests {
             assert_eq!(unset(&other, "default_runtime_name", "other").unwrap(), text);
             assert_eq!(unset(&with, "default_runtime_name", "cleat").unwrap(), text);
         }
-        assert!(set("[plugins.x.containerd.runtimes]\n", &PATH, "default_runtime_name", "cleat").is_none());
+        assert!(
+            set("[plugins.x.containerd.runtimes]\n", &PATH, "default_runtime_name", "cleat")
+                .is_none()
+        );
         // By hand, since: not ours any more.
         let with = set(TEXT, &PATH, "default_runtime_name", "cleat").unwrap();
-        assert!(unset(&with.replace("\"cleat\"", "\"kata\""), "default_runtime_name", "cleat").is_none());
+        assert!(
+            unset(&with.replace("\"cleat\"", "\"kata\""), "default_runtime_name", "cleat")
+                .is_none()
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! A file's new content in the place of the old: whatever happens in between, one of the two is there.
+//! A file's new content in the place of the old: whatever happens in between, one of the two is
+//! there.
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -45,7 +46,8 @@ impl Directory {
         Ok(directory)
     }
 
-    /// A new file beside `original`, which nobody may read who may not read that one; without one, for root alone to write.
+    /// A new file beside `original`, which nobody may read who may not read that one; without one,
+    /// for root alone to write.
     pub(crate) fn candidate(&self, original: &Path, content: &str) -> Result<Candidate> {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -123,10 +125,16 @@ impl Drop for Candidate {
 }
 
 fn create(path: &Path, mode: u32) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(libc::O_NOFOLLOW).open(path)
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
 }
 
-/// Owner first: a change of owner takes set-id bits away, and a mode that others may read must not come before it.
+/// Owner first: a change of owner takes set-id bits away, and a mode that others may read must not
+/// come before it.
 fn like(file: &File, about: &fs::Metadata) -> Result<()> {
     std::os::unix::fs::fchown(file, Some(about.uid()), Some(about.gid()))?;
     rustix::fs::fchmod(file, Mode::from_raw_mode(about.mode() & 0o7777))?;

@@ -1,7 +1,8 @@
 //! The helper: opens, reads and writes files, whoever may hang.
 
 use super::{
-    CHUNK, FIRST, Found, MAX_REPORT, OPEN, Purpose, REPORT, SECOND, find::open_found, log_file::LogFile,
+    CHUNK, FIRST, Found, MAX_REPORT, OPEN, Purpose, REPORT, SECOND, find::open_found,
+    log_file::LogFile,
 };
 use crate::{local, sys};
 use rustix::{

@@ -46,16 +46,27 @@ impl Doctor {
             () => 0,
         };
         assert_eq!(output.status.code(), Some(worst), "{all}");
-        let check =
-            all.as_array().unwrap().iter().find(|check| check["what"] == what).cloned().unwrap_or_default();
+        let check = all
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|check| check["what"] == what)
+            .cloned()
+            .unwrap_or_default();
         // Each line that is not well says what to do.
-        assert!(check["state"] == "ok" || check["remedy"].is_string() || check.is_null(), "{check}");
+        assert!(
+            check["state"] == "ok" || check["remedy"].is_string() || check.is_null(),
+            "{check}"
+        );
         check
     }
 
     pub(super) fn is(&self, what: &str, state: &str, found: &str) {
         let check = self.says(what);
-        assert!(check["state"] == state && check["found"].as_str().unwrap().contains(found), "{check}");
+        assert!(
+            check["state"] == state && check["found"].as_str().unwrap().contains(found),
+            "{check}"
+        );
     }
 }
 
@@ -126,7 +137,9 @@ fn doctor_names_what_is_wrong_and_what_to_do() {
     std::fs::write(&config, kept).unwrap();
     // A container whose shim has died while containerd was away.
     kill(rig.shim(), libc::SIGKILL);
-    until("the container is seen without a shim", || doctor.says("containers")["state"] == "warning");
+    until("the container is seen without a shim", || {
+        doctor.says("containers")["state"] == "warning"
+    });
     doctor.is("containers", "warning", &format!("{}/a", rig.namespace));
     rig.start_containerd();
     until("containerd has cleared up", || doctor.says("containers")["state"] == "ok");
@@ -142,7 +155,8 @@ fn doctor_asks_the_containerd_that_runs_for_its_handlers() {
     let doctor = Doctor::of(&rig);
     let config = rig.dir.join("config.toml");
     let install = |more: &[&str]| {
-        let words = ["install", "--containerd", &containerd_binary(), "--config", config.to_str().unwrap()];
+        let words =
+            ["install", "--containerd", &containerd_binary(), "--config", config.to_str().unwrap()];
         succeeds(&[&words, more].concat())
     };
     until("the CRI plugin answers", || {
@@ -166,7 +180,8 @@ fn doctor_asks_the_containerd_that_runs_for_its_handlers() {
         let alone = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.cleat]\nruntime_type = \"io.containerd.cleat.v2\"\n";
         std::fs::write(&config, format!("{text}{alone}")).unwrap();
         doctor.is("handler", "broken", "CRI plugin does not start");
-        // As README.md tells for containerd 2; and above the line `version`, which is another table's then.
+        // As README.md tells for containerd 2; and above the line `version`, which is another
+        // table's then.
         let newer = alone.replace("grpc.v1.cri", "cri.v1.runtime");
         for wrong in [format!("{text}{newer}"), format!("{alone}{text}")] {
             std::fs::write(&config, wrong).unwrap();
@@ -186,11 +201,19 @@ fn doctor_asks_the_containerd_that_runs_for_its_handlers() {
             !refused.status.success() && super::stderr(&refused).contains("above all tables"),
             "{refused:?}"
         );
-        std::fs::write(&config, format!("{text}# {newer}").replace("\nruntime_type", "\n# runtime_type"))
-            .unwrap();
-        assert!(!doctor.says("handler")["found"].as_str().unwrap().contains("does not look for it"));
-        std::fs::write(&config, format!("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n{text}"))
-            .unwrap();
+        std::fs::write(
+            &config,
+            format!("{text}# {newer}").replace("\nruntime_type", "\n# runtime_type"),
+        )
+        .unwrap();
+        assert!(
+            !doctor.says("handler")["found"].as_str().unwrap().contains("does not look for it")
+        );
+        std::fs::write(
+            &config,
+            format!("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n{text}"),
+        )
+        .unwrap();
         doctor.is("handler", "warning", "switches the CRI plugin off");
     }
 }
@@ -214,7 +237,8 @@ fn doctor_sees_what_hangs_and_what_waits() {
     // Output that nobody reads.
     let fifo = rig.dir.join("unread");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let _reader = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
+    let _reader =
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
     let mut loud = support::exec_request("a", "loud", &support::process_spec(&["seq", "100000"]));
     loud.stdout = fifo.to_string_lossy().into_owned();
     direct.call::<Empty>("Exec", &loud).unwrap();
@@ -223,7 +247,10 @@ fn doctor_sees_what_hangs_and_what_waits() {
     support::stop(rig.containerd_pid());
     // An exit that nobody takes, and a call that does not end.
     direct
-        .call::<Empty>("Exec", &support::exec_request("a", "slow", &support::process_spec(&["true"])))
+        .call::<Empty>(
+            "Exec",
+            &support::exec_request("a", "slow", &support::process_spec(&["true"])),
+        )
         .unwrap();
     direct.send("Start", &support::process("a", "slow"));
     let shim = rig.shim().to_string();
@@ -239,7 +266,9 @@ fn doctor_sees_what_hangs_and_what_waits() {
     doctor.is("shims", "warning", &shim);
     kill(rig.shim(), libc::SIGCONT);
     std::fs::remove_file(&hold).unwrap();
-    until("all is well again", || ["calls", "events"].iter().all(|what| doctor.says(what)["state"] == "ok"));
+    until("all is well again", || {
+        ["calls", "events"].iter().all(|what| doctor.says(what)["state"] == "ok")
+    });
     support::wait(&mut direct, "loud");
     rig.end_containerd(libc::SIGTERM);
     rig.start_containerd();
@@ -264,7 +293,8 @@ fn doctor_counts_what_root_has_left_of_inotify() {
     let all: Value = serde_json::from_slice(&output.stdout).unwrap();
     let check = all.as_array().unwrap().iter().find(|check| check["what"] == "inotify").unwrap();
     assert!(
-        check["state"] == "warning" && check["remedy"].as_str().unwrap().contains("max_user_instances"),
+        check["state"] == "warning"
+            && check["remedy"].as_str().unwrap().contains("max_user_instances"),
         "{check}"
     );
 }

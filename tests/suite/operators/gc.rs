@@ -61,7 +61,8 @@ fn gc_removes_what_is_orphaned_and_nothing_else() {
                 .success()
         );
         let text = std::fs::read(states.join(id).join("state.json")).unwrap();
-        let pid = serde_json::from_slice::<Value>(&text).unwrap()["init_process_pid"].as_u64().unwrap();
+        let pid =
+            serde_json::from_slice::<Value>(&text).unwrap()["init_process_pid"].as_u64().unwrap();
         age(&states.join(id).join("state.json"));
         std::fs::remove_dir_all(&bundle).unwrap();
         u32::try_from(pid).unwrap()
@@ -70,11 +71,15 @@ fn gc_removes_what_is_orphaned_and_nothing_else() {
     kill(dead, libc::SIGKILL);
     until("it has ended", || !alive(dead));
     let dry = gc(&["--dry-run"]);
-    let wanted = ["/s/dead: nobody listens", "state of dead in", "ghost/rootfs: its bundle is gone"];
+    let wanted =
+        ["/s/dead: nobody listens", "state of dead in", "ghost/rootfs: its bundle is gone"];
     assert!(wanted.iter().all(|text| dry.contains(text)) && dry.lines().count() == 3, "{dry}");
     assert!(socket("dead").exists());
     let done = gc(&[]);
-    assert!(done.lines().count() == 3 && done.lines().all(|line| line.starts_with("removed ")), "{done}");
+    assert!(
+        done.lines().count() == 3 && done.lines().all(|line| line.starts_with("removed ")),
+        "{done}"
+    );
     assert_eq!(gc(&[]), "nothing is orphaned\n");
     assert!(!socket("dead").exists() && socket("young").exists() && socket("alive").exists());
     assert!(!states.join("dead").exists() && states.join("living").exists() && alive(living));
@@ -111,7 +116,8 @@ fn gc_asks_an_orphaned_shim_to_end() {
     assert!(!alive(shim));
 }
 
-// Another process of the node may be between its look at a dead socket and its own in that place: it has the lock.
+// Another process of the node may be between its look at a dead socket and its own in that place:
+// it has the lock.
 #[test]
 fn gc_takes_the_lock_that_start_takes() {
     let place = Place::new("gc-lock");
@@ -124,7 +130,11 @@ fn gc_takes_the_lock_that_start_takes() {
     let gc = || output(&["gc", "--state", &directory, "--sockets", &directory]);
     let begun = Instant::now();
     let held = gc();
-    assert!(super::stdout(&held).contains("holds the lock") && path.exists(), "{}", super::stdout(&held));
+    assert!(
+        super::stdout(&held).contains("holds the lock") && path.exists(),
+        "{}",
+        super::stdout(&held)
+    );
     assert!(begun.elapsed() < Duration::from_secs(20), "and it does not wait for ever");
     // A shim is born there while gc waits.
     let born = std::thread::scope(|scope| {
@@ -156,13 +166,17 @@ fn gc_is_not_held_up_by_a_listener_that_takes_no_connection() {
                 None,
             )
             .unwrap();
-            let _ = rustix::net::connect(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap());
+            let _ =
+                rustix::net::connect(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap());
             socket
         })
         .collect();
     age(&path);
     let begun = Instant::now();
-    assert_eq!(succeeds(&["gc", "--state", &directory, "--sockets", &directory]), "nothing is orphaned\n");
+    assert_eq!(
+        succeeds(&["gc", "--state", &directory, "--sockets", &directory]),
+        "nothing is orphaned\n"
+    );
     assert!(begun.elapsed() < Duration::from_secs(20) && path.exists());
 }
 
@@ -173,7 +187,12 @@ fn a_mount_that_is_a_root_elsewhere_is_no_orphan() {
     let rootfs = place.dir.join("io.containerd.runtime.v2.task/ns/ghost/rootfs");
     std::fs::create_dir_all(&rootfs).unwrap();
     assert!(
-        Command::new("mount").args(["-t", "tmpfs", "cleat-test"]).arg(&rootfs).status().unwrap().success()
+        Command::new("mount")
+            .args(["-t", "tmpfs", "cleat-test"])
+            .arg(&rootfs)
+            .status()
+            .unwrap()
+            .success()
     );
     std::fs::copy("/bin/busybox", rootfs.join("busybox")).unwrap();
     // As a container: in a mount namespace of its own, where this is the root and all else is gone.
@@ -198,7 +217,11 @@ fn a_mount_that_is_a_root_elsewhere_is_no_orphan() {
 #[test]
 fn nothing_is_said_of_what_cannot_be_seen() {
     let refused = output(&["gc", "--state", "/nope"]);
-    assert!(!refused.status.success() && stderr(&refused).contains("/nope"), "{}", super::stdout(&refused));
+    assert!(
+        !refused.status.success() && stderr(&refused).contains("/nope"),
+        "{}",
+        super::stdout(&refused)
+    );
     for words in [
         &["ps"][..],
         &["gc"],
@@ -215,7 +238,9 @@ fn nothing_is_said_of_what_cannot_be_seen() {
             .output()
             .unwrap();
         assert!(
-            !output.status.success() && output.stdout.is_empty() && stderr(&output).contains("root"),
+            !output.status.success()
+                && output.stdout.is_empty()
+                && stderr(&output).contains("root"),
             "{words:?}: {}",
             stderr(&output)
         );

@@ -27,8 +27,13 @@ impl Node {
     }
 
     fn flags(&self) -> Vec<String> {
-        let words =
-            ["install", "--config", self.path.to_str().unwrap(), "--containerd", &containerd_binary()];
+        let words = [
+            "install",
+            "--config",
+            self.path.to_str().unwrap(),
+            "--containerd",
+            &containerd_binary(),
+        ];
         words.map(str::to_owned).to_vec()
     }
 
@@ -111,7 +116,11 @@ fn install_is_seen_by_containerd_and_undone_to_the_byte() {
         node.install(&["--write", "--no-default"]);
         assert!(node.dump().contains("default_runtime_name = \"runc\""), "{}", node.text());
         node.install(&["--write", "--as-default"]);
-        assert_eq!(read_all(node.place.dir.join("config.toml.before-cleat")), text, "the first copy is kept");
+        assert_eq!(
+            read_all(node.place.dir.join("config.toml.before-cleat")),
+            text,
+            "the first copy is kept"
+        );
         node.install(&["--undo"]);
         assert_eq!(node.text(), text);
         assert_eq!(node.files(), ["config.toml"], "and nothing is beside it");
@@ -132,9 +141,11 @@ fn what_is_printed_works_when_it_is_pasted() {
         let printed = node.install(&["--as-default"]);
         std::fs::write(&node.path, format!("{text}\n{printed}")).unwrap();
         let dump = node.dump();
-        for line in
-            ["default_runtime_name = \"cleat\"", "containerd.runtimes.runc]", "containerd.runtimes.cleat]"]
-        {
+        for line in [
+            "default_runtime_name = \"cleat\"",
+            "containerd.runtimes.runc]",
+            "containerd.runtimes.cleat]",
+        ] {
             assert!(dump.contains(line), "{line}: {printed}");
         }
         assert!(node.install(&["--write"]).contains("is there already"));
@@ -169,9 +180,10 @@ fn settings_made_by_hand_outlive_a_second_install_and_are_kept_at_the_end() {
         node.text()
     );
     // The default by hand: not ours any more.
-    let by_hand = node
-        .text()
-        .replace("default_runtime_name = \"cleat\" # cleat install", "default_runtime_name = \"runc\"");
+    let by_hand = node.text().replace(
+        "default_runtime_name = \"cleat\" # cleat install",
+        "default_runtime_name = \"runc\"",
+    );
     std::fs::write(&node.path, &by_hand).unwrap();
     let said = node.install(&["--undo"]);
     assert!(said.contains("lines of your own") && said.contains("config.toml.undone"), "{said}");
@@ -180,7 +192,8 @@ fn settings_made_by_hand_outlive_a_second_install_and_are_kept_at_the_end() {
             .contains("privileged_without_host_devices = true")
     );
     assert!(
-        node.text().contains("imports = []") && node.text().contains("default_runtime_name = \"runc\""),
+        node.text().contains("imports = []")
+            && node.text().contains("default_runtime_name = \"runc\""),
         "{}",
         node.text()
     );
@@ -233,7 +246,11 @@ fn one_of_two_handlers_is_undone_alone() {
     node.install(&["--write", "--handler", "second", "--as-default"]);
     node.install(&["--undo"]);
     let dump = node.dump();
-    assert!(dump.contains("runtimes.second]") && !dump.contains("runtimes.cleat]"), "{}", node.text());
+    assert!(
+        dump.contains("runtimes.second]") && !dump.contains("runtimes.cleat]"),
+        "{}",
+        node.text()
+    );
     for line in dump.lines().filter(|line| line.contains("ConfigPath = \"/")) {
         let path = line.split('"').nth(1).unwrap();
         assert!(read_all(path).contains("SystemdCgroup = true"), "{path}");
@@ -288,14 +305,19 @@ fn imported_files_are_where_containerd_looks() {
     let node = Node::new("imports");
     let directory = node.place.dir.join("conf.d");
     std::fs::create_dir(&directory).unwrap();
-    std::fs::write(&node.path, format!("version = 2\nimports = [\"{}/*.toml\"]\n", directory.display()))
-        .unwrap();
+    std::fs::write(
+        &node.path,
+        format!("version = 2\nimports = [\"{}/*.toml\"]\n", directory.display()),
+    )
+    .unwrap();
     let own = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"mine\"\n";
     std::fs::write(directory.join("own.toml"), own).unwrap();
     let main = node.text();
     node.install(&["--write", "--as-default"]);
     let dump = node.dump();
-    for line in ["default_runtime_name = \"cleat\"", "runtimes.cleat]", "runtimes.runc]", "\"mine\""] {
+    for line in
+        ["default_runtime_name = \"cleat\"", "runtimes.cleat]", "runtimes.runc]", "\"mine\""]
+    {
         assert!(dump.contains(line), "{line}: {dump}");
     }
     node.install(&["--write"]);
@@ -308,8 +330,14 @@ fn imported_files_are_where_containerd_looks() {
 fn a_slip_in_the_path_makes_no_file() {
     let place = Place::new("slip");
     let path = place.dir.join("contanerd/config.toml");
-    let words =
-        ["install", "--containerd", &containerd_binary(), "--write", "--config", path.to_str().unwrap()];
+    let words = [
+        "install",
+        "--containerd",
+        &containerd_binary(),
+        "--write",
+        "--config",
+        path.to_str().unwrap(),
+    ];
     let refused = output(&words);
     assert!(
         !refused.status.success() && stderr(&refused).contains("there is no such directory"),
@@ -331,15 +359,18 @@ fn a_file_that_would_not_do_is_not_put_in_place() {
     assert!(node.refuses(&["--write"]).contains("parse"));
 }
 
-/// Killed at each of its system calls, it leaves the old file or the new one, whole; and the next run is as if nothing had been.
+/// Killed at each of its system calls, it leaves the old file or the new one, whole; and the next
+/// run is as if nothing had been.
 #[test]
 fn a_kill_at_any_moment_leaves_the_old_file_or_the_new() {
     let node = Node::with("kill", OWN);
     node.install(&["--write", "--as-default"]);
     let new = node.text();
     node.install(&["--undo"]);
-    let calls =
-        ["openat", "write", "fsync", "fchown", "fchmod", "rename", "linkat", "link", "unlink", "flock"];
+    let calls = [
+        "openat", "write", "fsync", "fchown", "fchmod", "rename", "linkat", "link", "unlink",
+        "flock",
+    ];
     let mut outcomes = [0, 0];
     for call in calls {
         for number in 1.. {
@@ -348,8 +379,11 @@ fn a_kill_at_any_moment_leaves_the_old_file_or_the_new() {
             command.args(["-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
             let cleat = cleat(&[]);
             command.arg(cleat.get_program()).args(node.flags()).args(["--write", "--as-default"]);
-            let path =
-                format!("{}:{}", shim_binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
+            let path = format!(
+                "{}:{}",
+                shim_binary().parent().unwrap().display(),
+                std::env::var("PATH").unwrap()
+            );
             let output = command.env("PATH", path).output().unwrap();
             let text = node.text();
             assert!(text == OWN || text == new, "{call} {number}: {text}");
@@ -372,7 +406,11 @@ fn a_kill_at_any_moment_leaves_the_old_file_or_the_new() {
         node.install(&["--write", "--as-default"]);
         assert_eq!(node.text(), new, "{call}");
         node.install(&["--undo"]);
-        assert_eq!((node.text().as_str(), node.files()), (OWN, vec!["config.toml".to_owned()]), "{call}");
+        assert_eq!(
+            (node.text().as_str(), node.files()),
+            (OWN, vec!["config.toml".to_owned()]),
+            "{call}"
+        );
     }
     assert!(outcomes[0] > 20 && outcomes[1] > 0, "{outcomes:?}");
 }

@@ -28,8 +28,14 @@ fn metrics_are_prometheus_text_and_served_over_a_socket() {
             assert_eq!(name.split('{').next(), families.last().copied(), "{line}");
         }
     }
-    assert!(families.len() > 15 && families.iter().all(|name| name.starts_with("cleat_")), "{families:?}");
-    assert!(text.contains(&format!("cleat_shim_containers{{pid=\"{pid}\",status=\"running\"}} 1")), "{text}");
+    assert!(
+        families.len() > 15 && families.iter().all(|name| name.starts_with("cleat_")),
+        "{families:?}"
+    );
+    assert!(
+        text.contains(&format!("cleat_shim_containers{{pid=\"{pid}\",status=\"running\"}} 1")),
+        "{text}"
+    );
     let socket = rig.dir.join("metrics.sock");
     // A dead one from a former life is in the way.
     drop(UnixListener::bind(&socket).unwrap());
@@ -51,7 +57,8 @@ fn metrics_are_prometheus_text_and_served_over_a_socket() {
     rig.remove("a");
 }
 
-/// What packaging/systemd/cleat-metrics.service gives it: a mount namespace of its own, and few capabilities.
+/// What packaging/systemd/cleat-metrics.service gives it: a mount namespace of its own, and few
+/// capabilities.
 fn confined(capabilities: &str) -> Output {
     let cleat = cleat(&["metrics"]);
     let bounding = format!("--bounding-set=-all,{capabilities}");
@@ -86,7 +93,9 @@ fn metrics_see_the_node_from_a_mount_namespace_of_their_own() {
     // Where the node cannot be seen there are no zeros.
     let blind = confined("+dac_read_search");
     assert!(
-        !blind.status.success() && blind.stdout.is_empty() && stderr(&blind).contains("CAP_SYS_PTRACE"),
+        !blind.status.success()
+            && blind.stdout.is_empty()
+            && stderr(&blind).contains("CAP_SYS_PTRACE"),
         "{}",
         stdout(&blind)
     );

@@ -16,8 +16,9 @@ const PAGE: usize = 21;
 fn screen(seen: &str) -> Option<Vec<String>> {
     let (whole, _) = seen.rsplit_once("\x1b[J")?;
     let (_, last) = whole.rsplit_once("\x1b[1;1H")?;
-    let plain =
-        |line: &str| ["\x1b[7m", "\x1b[0m", "\x1b[K"].iter().fold(line.to_owned(), |l, c| l.replace(c, ""));
+    let plain = |line: &str| {
+        ["\x1b[7m", "\x1b[0m", "\x1b[K"].iter().fold(line.to_owned(), |l, c| l.replace(c, ""))
+    };
     let lines: Vec<String> = last.split("\r\n").map(plain).collect();
     assert!(lines.len() <= 24 && lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");
     Some(lines)
@@ -34,7 +35,8 @@ impl Top {
         Self { terminal: Terminal::spawn(cleat(&words)), prefix: prefix.to_owned() }
     }
 
-    /// Types, and waits until the screen is as wanted; what is asked has all lines and the rows' names.
+    /// Types, and waits until the screen is as wanted; what is asked has all lines and the rows'
+    /// names.
     fn shows(
         &mut self,
         keys: &[u8],
@@ -60,7 +62,12 @@ impl Top {
     }
 
     /// The same, of the numbers of our containers.
-    fn rows(&mut self, keys: &[u8], what: &str, wanted: impl IntoIterator<Item = usize>) -> Vec<String> {
+    fn rows(
+        &mut self,
+        keys: &[u8],
+        what: &str,
+        wanted: impl IntoIterator<Item = usize>,
+    ) -> Vec<String> {
         let wanted: Vec<String> =
             wanted.into_iter().map(|number| format!("{}{number:02}", self.prefix)).collect();
         self.shows(keys, what, |_, rows| rows == wanted)
@@ -81,11 +88,15 @@ fn top_scrolls_filters_and_shows_its_keys_in_80_columns() {
     let mut top = Top::new(&prefix, &["--sort", "pid", "--filter", &prefix]);
     let lines = top.rows(b"", "the first page", 0..PAGE);
     let is_whole = |keys: &str| {
-        ["c", "m", "i", "s", "p", "scroll", "/ filter", "q quit"].iter().all(|key| keys.contains(key))
+        ["c", "m", "i", "s", "p", "scroll", "/ filter", "q quit"]
+            .iter()
+            .all(|key| keys.contains(key))
     };
     assert!(lines[0].contains(&format!("1-{PAGE} of {all}")), "{lines:#?}");
     assert!(is_whole(&lines[1]) && lines[1].contains(&prefix), "{}", lines[1]);
-    assert!(lines[2].contains("CONTAINER") && lines[2].contains("CPU %") && lines[2].contains("MEMORY"));
+    assert!(
+        lines[2].contains("CONTAINER") && lines[2].contains("CPU %") && lines[2].contains("MEMORY")
+    );
     let lines = top.rows(DOWN, "a line down", 1..=PAGE);
     assert!(lines[0].contains(&format!("2-{} of {all}", PAGE + 1)), "{lines:#?}");
     top.rows(b"j", "another", 2..PAGE + 2);
@@ -104,25 +115,32 @@ fn top_scrolls_filters_and_shows_its_keys_in_80_columns() {
     top.rows(b"p", "the last first", (all - PAGE..all).rev());
     top.rows(b"p", "the first first", 0..PAGE);
     // All that is on this machine.
-    let lines = top.shows(b"\x1b", "the filter is taken back", |lines, _| !lines[1].contains(&prefix));
+    let lines =
+        top.shows(b"\x1b", "the filter is taken back", |lines, _| !lines[1].contains(&prefix));
     assert!(is_whole(&lines[1]) && lines[1].starts_with("c CPU"), "{}", lines[1]);
     // As it is typed; q is a letter.
     let lines = top.shows(b"/", "what is typed", |lines, _| lines[1].starts_with('/'));
     assert!(lines[1].contains("enter") && lines[1].contains("escape"), "{}", lines[1]);
-    top.shows(b"qx", "nothing has it", |lines, rows| lines[1].starts_with("/qx") && rows.is_empty());
+    top.shows(b"qx", "nothing has it", |lines, rows| {
+        lines[1].starts_with("/qx") && rows.is_empty()
+    });
     let wanted = format!("\x7f\x7f{}1", prefix.to_uppercase());
     top.rows(wanted.as_bytes(), "those with it, in whichever case", 10..20);
     let lines = top.rows(b"\r", "they stay", 10..20);
     assert!(is_whole(&lines[1]) && lines[1].starts_with("only"), "{}", lines[1]);
     // However much was typed, the keys are there.
-    let lines = top.shows(format!("/{}\r", "x".repeat(100)).as_bytes(), "a long one", |lines, rows| {
-        lines[1].starts_with("only") && rows.is_empty()
-    });
+    let lines =
+        top.shows(format!("/{}\r", "x".repeat(100)).as_bytes(), "a long one", |lines, rows| {
+            lines[1].starts_with("only") && rows.is_empty()
+        });
     assert!(is_whole(&lines[1]), "{}", lines[1]);
     top.shows(b"\x1b", "none again", |lines, _| lines[1].starts_with("c CPU"));
     top.terminal.write(b"\x1b");
     let (seen, status) = top.terminal.end();
-    assert!(status.success() && seen.ends_with("\x1b[?1049l\x1b[?25h"), "the screen was not given back");
+    assert!(
+        status.success() && seen.ends_with("\x1b[?1049l\x1b[?25h"),
+        "the screen was not given back"
+    );
     for number in (0..all).rev() {
         rig.remove(&format!("{prefix}{number:02}"));
     }

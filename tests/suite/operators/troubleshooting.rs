@@ -1,4 +1,5 @@
-//! docs/troubleshooting.md: each of its symptoms is provoked, and its commands, read out of the page, are run: what looks, and what cures.
+//! docs/troubleshooting.md: each of its symptoms is provoked, and its commands, read out of the
+//! page, are run: what looks, and what cures.
 
 use super::{Doctor, age, ps, stdout};
 use crate::support::{
@@ -135,7 +136,8 @@ impl Node {
             .replace("hello", &self.hello)
             .replace("/tmp/HELLO", &text(&self.path("hello")));
         let shims = shim_binary().parent().unwrap().display().to_string();
-        let path = format!("{}:{shims}:{}", self.path("sbin").display(), std::env::var("PATH").unwrap());
+        let path =
+            format!("{}:{shims}:{}", self.path("sbin").display(), std::env::var("PATH").unwrap());
         let mut command = Command::new("bash");
         command.args(["-ec", &block]).env("PATH", path).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -167,26 +169,36 @@ impl Node {
         std::fs::remove_file(asked).unwrap();
     }
 
-    /// A call of CRI's runtime service as kubelet makes it: the error's sentence, if it fails. `request` is protobuf.
+    /// A call of CRI's runtime service as kubelet makes it: the error's sentence, if it fails.
+    /// `request` is protobuf.
     fn cri(&self, version: &str, method: &str, request: &[u8]) -> Result<Vec<u8>, String> {
-        let (body, headers, answer) = (self.path("request"), self.path("headers"), self.path("answer"));
+        let (body, headers, answer) =
+            (self.path("request"), self.path("headers"), self.path("answer"));
         let length = u32::try_from(request.len()).unwrap().to_be_bytes();
         std::fs::write(&body, [&[0], &length[..], request].concat()).unwrap();
         let mut command = Command::new("curl");
         command.args(["-sS", "-m", "60", "--http2-prior-knowledge", "--unix-socket"]);
         command.arg(self.path("c.sock")).arg("-D").arg(&headers).arg("-o").arg(&answer);
-        command.args(["-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary"]);
+        command.args([
+            "-H",
+            "content-type: application/grpc",
+            "-H",
+            "te: trailers",
+            "--data-binary",
+        ]);
         command.arg(format!("@{}", body.display()));
         command.arg(format!("http://localhost/runtime.{version}.RuntimeService/{method}"));
         let mut said = String::new();
-        // An unknown service is refused before the request has been read, and some curls then tell nothing (92).
+        // An unknown service is refused before the request has been read, and some curls then tell
+        // nothing (92).
         until("an answer", || {
             let done = command.output().expect("curl is installed");
             said = read_all(&headers);
             assert!(matches!(done.status.code(), Some(0 | 92)), "{done:?}");
             said.contains("grpc-status: ")
         });
-        let field = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let field =
+            |name: &str| said.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         match field("grpc-status: ") {
             Some("0") => Ok(std::fs::read(answer).unwrap()),
             _ => Err(field("grpc-message: ").unwrap_or_default().replace("%22", "\"")),
@@ -221,7 +233,10 @@ fn the_first_three_change_nothing() {
     node.run_hello(&[], &["sleep", "1000"]);
     let before = json!({ "shim": node.shim(), "init": node.rig.init(&node.hello) });
     let seen = symptom("").look(&mut node);
-    assert!(seen.contains(&node.hello) && seen.contains("1 running") && seen.contains("pidfd"), "{seen}");
+    assert!(
+        seen.contains(&node.hello) && seen.contains("1 running") && seen.contains("pidfd"),
+        "{seen}"
+    );
     assert_eq!(before, json!({ "shim": node.shim(), "init": node.rig.init(&node.hello) }));
     node.rig.remove(&node.hello.clone());
 }
@@ -246,7 +261,10 @@ fn a_delete_that_hangs() {
     until("it hangs", || node.path("once").exists());
     let mut page = symptom("A pod stays in Terminating");
     let seen = page.look(&mut node);
-    assert!(seen.contains("\"Delete\"") && seen.contains(" delete ") && seen.contains(&hello), "{seen}");
+    assert!(
+        seen.contains("\"Delete\"") && seen.contains(" delete ") && seen.contains(&hello),
+        "{seen}"
+    );
     assert!(deleting.try_wait().unwrap().is_none());
     page.cure(&mut node);
     until("the call ends", || deleting.try_wait().unwrap().is_some());
@@ -269,7 +287,10 @@ fn a_shim_that_does_not_answer() {
     direct.send("HangForTest", &process(&hello, ""));
     until("it has dumped", || node.rig.log().contains("watchdog: === END dump"));
     let seen = page.look(&mut node);
-    assert!(seen.contains("=== BEGIN dump") && seen.contains(&format!("call HangForTest {hello}")), "{seen}");
+    assert!(
+        seen.contains("=== BEGIN dump") && seen.contains(&format!("call HangForTest {hello}")),
+        "{seen}"
+    );
     until("it goes on", || node.rig.direct(&hello).state(&hello, "").is_ok());
     // One that is stopped.
     support::stop(shim);
@@ -329,7 +350,8 @@ fn a_reader_that_does_not_read() {
     std::fs::write(go, "").unwrap();
     let spooled = || {
         let all = super::json(&["inspect", &hello, "-o", "json"]);
-        let streams = all["processes"][0]["init"]["streams"].as_array().cloned().unwrap_or_default();
+        let streams =
+            all["processes"][0]["init"]["streams"].as_array().cloned().unwrap_or_default();
         streams.iter().filter_map(|stream| stream["spooled_bytes"].as_u64()).sum::<u64>()
     };
     until("the spool is full", || spooled() > 4 << 20);
@@ -355,7 +377,8 @@ fn a_ctr_that_shows_less() {
     // It looks at the task's state after the exit, then closes its fifos.
     until("it closes its fifos", || {
         let log = node.rig.log();
-        log.split_once("less InitExited").is_some_and(|(_, after)| after.contains("call method=State"))
+        log.split_once("less InitExited")
+            .is_some_and(|(_, after)| after.contains("call method=State"))
     });
     let mut shown = String::new();
     std::io::Read::read_to_string(client.stdout.as_mut().unwrap(), &mut shown).unwrap();
@@ -488,7 +511,8 @@ fn a_runtime_that_refuses() {
     let mut node = Node::new(Rig::new());
     let mount = ["--mount", "type=bind,src=/no/such/source,dst=/mnt,options=rbind"];
     let flags =
-        [&["run", "--rm", "--null-io", "--runtime", CLEAT], &mount[..], &[IMAGE, "a", "true"]].concat();
+        [&["run", "--rm", "--null-io", "--runtime", CLEAT], &mount[..], &[IMAGE, "a", "true"]]
+            .concat();
     let refused = super::stderr(&node.rig.try_ctr(flags));
     let _ = node.rig.try_ctr(["container", "delete", "a"]);
     assert!(refused.contains("OCI runtime create failed"), "{refused}");
@@ -500,8 +524,7 @@ fn a_runtime_that_refuses() {
     let config = bundle.join("config.json");
     let whole = read_all(&config);
     let mut spec: serde_json::Value = serde_json::from_str(&whole).unwrap();
-    let mount =
-        json!({"type": "bind", "source": "/no/such/source", "destination": "/mnt", "options": ["rbind"]});
+    let mount = json!({"type": "bind", "source": "/no/such/source", "destination": "/mnt", "options": ["rbind"]});
     spec["mounts"].as_array_mut().unwrap().push(mount);
     std::fs::write(&config, spec.to_string()).unwrap();
     let block = symptom("A pod fails with `OCI runtime create failed`").next(false);
@@ -537,11 +560,15 @@ fn an_out_of_memory_kill() {
         let seen = stdout(&child.wait_with_output().unwrap());
         node.rig.remove(&node.hello);
         until("the shim ends", || node.rig.shims().is_empty());
-        seen.lines().any(|line| line.contains("/tasks/exit") && line.contains(&node.hello)).then_some(seen)
+        seen.lines()
+            .any(|line| line.contains("/tasks/exit") && line.contains(&node.hello))
+            .then_some(seen)
     });
     let seen = seen.expect("an exit is shown");
     let at = |topic: &str| {
-        seen.lines().position(|line| line.contains(topic) && line.contains(&node.hello)).expect(&seen)
+        seen.lines()
+            .position(|line| line.contains(topic) && line.contains(&node.hello))
+            .expect(&seen)
     };
     assert!(at("/tasks/oom") < at("/tasks/exit"), "{seen}");
 }

@@ -11,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-// containerd #10603, #10636, #13849. Defence: `Container::hold` keeps the exit until its execs have gone, and nothing is lossy.
+// containerd #10603, #10636, #13849. Defence: `Container::hold` keeps the exit until its execs have
+// gone, and nothing is lossy.
 #[test]
 fn scar_01_an_init_killed_among_five_hundred_execs_is_reported_once() {
     let rig = Rig::new();
@@ -26,10 +27,12 @@ fn scar_01_an_init_killed_among_five_hundred_execs_is_reported_once() {
                 let mut direct = rig.direct("a");
                 for number in 0..60 {
                     let exec = format!("e{worker}-{number}");
-                    let request = support::exec_request("a", &exec, &support::process_spec(&["date"]));
+                    let request =
+                        support::exec_request("a", &exec, &support::process_spec(&["date"]));
                     let added = direct.call::<Empty>("Exec", &request);
-                    let done =
-                        added.and_then(|_| direct.call::<api::PidResponse>("Start", &process("a", &exec)));
+                    let done = added.and_then(|_| {
+                        direct.call::<api::PidResponse>("Start", &process("a", &exec))
+                    });
                     if done.is_ok() {
                         direct.call::<api::WaitResponse>("Wait", &process("a", &exec)).unwrap();
                     } else {
@@ -51,12 +54,17 @@ fn scar_01_an_init_killed_among_five_hundred_execs_is_reported_once() {
     assert_eq!(told.iter().filter(|topic| *topic == "exit").count(), 1);
     assert_eq!(told.last().unwrap(), "exit");
     for exec in told.iter().filter_map(|topic| topic.strip_prefix("exec-started:")) {
-        assert_eq!(told.iter().filter(|topic| **topic == format!("exit:{exec}")).count(), 1, "{exec}");
+        assert_eq!(
+            told.iter().filter(|topic| **topic == format!("exit:{exec}")).count(),
+            1,
+            "{exec}"
+        );
     }
     rig.remove("a");
 }
 
-// containerd #2709, #4509. Defence: the reaper delivers by value, no channel between it and the owner.
+// containerd #2709, #4509. Defence: the reaper delivers by value, no channel between it and the
+// owner.
 #[test]
 fn scar_02_seventy_execs_at_once_and_state_answers() {
     let rig = Rig::new();
@@ -80,7 +88,11 @@ fn scar_02_seventy_execs_at_once_and_state_answers() {
                 scope.spawn(move || {
                     let code = number % 200;
                     assert_eq!(
-                        rig.direct("a").exec_to_end("a", &format!("e{number}"), &format!("exit {code}")),
+                        rig.direct("a").exec_to_end(
+                            "a",
+                            &format!("e{number}"),
+                            &format!("exit {code}")
+                        ),
                         code
                     );
                 })
@@ -181,14 +193,19 @@ fn scar_05_random_calls_from_many_clients_are_all_answered() {
     }
 }
 
-// containerd #13814: a maintainer's recipe. Defence: `Effect::KillAll` is a task of its own, its end an event.
+// containerd #13814: a maintainer's recipe. Defence: `Effect::KillAll` is a task of its own, its
+// end an event.
 #[test]
 fn scar_09_ten_shared_pid_namespaces_with_children_end_with_their_inits() {
     let rig = Rig::new();
     let events = rig.events();
     for number in 0..10 {
         let flags = ["--runtime", CLEAT, "--with-ns", &host_pid_namespace()];
-        rig.run_with(&flags, &format!("a{number}"), &["sh", "-c", "sleep 1000 & sleep 1000 & exit 3"]);
+        rig.run_with(
+            &flags,
+            &format!("a{number}"),
+            &["sh", "-c", "sleep 1000 & sleep 1000 & exit 3"],
+        );
     }
     events.wait_for("exit", 10);
     assert!(events.all().iter().filter(|e| e.topic == "exit").all(|e| e.status == 3));
@@ -197,7 +214,8 @@ fn scar_09_ten_shared_pid_namespaces_with_children_end_with_their_inits() {
     }
 }
 
-// containerd #13539, #13544, #13814. Defence: after each wake-up every child is asked for (`Reaper::reap`).
+// containerd #13539, #13544, #13814. Defence: after each wake-up every child is asked for
+// (`Reaper::reap`).
 #[test]
 fn scar_41_exits_that_merge_into_one_sigchld_are_all_seen() {
     let rig = Rig::new();
@@ -227,10 +245,19 @@ fn scar_41_exits_that_merge_into_one_sigchld_are_all_seen() {
 #[test]
 fn scar_42_a_flood_of_orphans_stops_nothing() {
     let rig = Rig::new();
-    rig.run_with(&["--runtime", CLEAT, "--with-ns", &host_pid_namespace()], "a", &["sleep", "1000"]);
+    rig.run_with(
+        &["--runtime", CLEAT, "--with-ns", &host_pid_namespace()],
+        "a",
+        &["sleep", "1000"],
+    );
     let shim = rig.shim();
     let mut direct = rig.direct("a");
-    add(&mut direct, "e", "i=0; while [ $i -lt 3000 ]; do (true &) ; i=$((i+1)); done; exit 9", |_| {});
+    add(
+        &mut direct,
+        "e",
+        "i=0; while [ $i -lt 3000 ]; do (true &) ; i=$((i+1)); done; exit 9",
+        |_| {},
+    );
     start(&mut direct, "e");
     let mut other = rig.direct("a");
     let begun = Instant::now();
@@ -259,7 +286,8 @@ fn scar_08_an_exec_started_after_the_init_has_gone_is_refused() {
     rig.remove("a");
 }
 
-// containerd #3572 and §4 of the contract: Pids and other execs, while create, exec or delete of the container hang.
+// containerd #3572 and §4 of the contract: Pids and other execs, while create, exec or delete of
+// the container hang.
 #[test]
 fn scar_03_everything_answers_while_delete_hangs() {
     let rig = Rig::new();

@@ -18,7 +18,8 @@ fn numbers(last: usize) -> String {
     (0..=last).map(|number| format!("{number}\n")).collect()
 }
 
-// containerd #9342, #11511. Defence: what a full fifo does not take is kept (`io/copy/spool.rs`), up to a bound; beyond it nothing more is read.
+// containerd #9342, #11511. Defence: what a full fifo does not take is kept (`io/copy/spool.rs`),
+// up to a bound; beyond it nothing more is read.
 #[test]
 fn scar_16_a_reader_that_is_away_loses_nothing_and_kills_nobody() {
     let rig = Rig::new();
@@ -52,14 +53,18 @@ fn scar_16_the_operator_says_what_becomes_of_output_that_nobody_reads() {
     for (id, spool) in [("w", "0"), ("d", "64Ki,drop-oldest")] {
         let options = rig.runtime_options(&format!("{id}.toml"), &format!("Spool = '{spool}'"));
         let group = format!("{GROUP}=a");
-        let flags = [options.each_ref().map(String::as_str).as_slice(), &["--annotation", &group]].concat();
+        let flags =
+            [options.each_ref().map(String::as_str).as_slice(), &["--annotation", &group]].concat();
         rig.run_with(&flags, id, &["sleep", "1000"]);
     }
     let mut direct = rig.direct("w");
     for id in ["w", "d"] {
         let stdout = fifo(&rig.dir, id);
-        let mut request =
-            support::exec_request(id, "e", &support::process_spec(&["sh", "-c", "seq 0 200000; exit 3"]));
+        let mut request = support::exec_request(
+            id,
+            "e",
+            &support::process_spec(&["sh", "-c", "seq 0 200000; exit 3"]),
+        );
         (request.stdout, request.stderr) = (text(&stdout), "/dev/null".into());
         direct.call::<Empty>("Exec", &request).unwrap();
         let mut reader = reader(&stdout);
@@ -86,7 +91,11 @@ fn scar_16_the_operator_says_what_becomes_of_output_that_nobody_reads() {
             let (_, after) = after.split_once(" dropped\n").unwrap();
             let edges = format!("{:?} | {:?}", &before[before.len() - 30..], &after[..30]);
             let (before, after) = (before.lines().count(), after.lines().count());
-            assert_eq!(before + count.parse::<usize>().unwrap() + after, 200_001, "{edges} {count}");
+            assert_eq!(
+                before + count.parse::<usize>().unwrap() + after,
+                200_001,
+                "{edges} {count}"
+            );
             assert!(seen.ends_with("199999\n200000\n"));
         }
     }
@@ -101,8 +110,11 @@ fn scar_17_a_full_log_disk_neither_stops_the_container_nor_ends_the_log() {
     rig.run("a", &["sleep", "1000"]);
     let logs = rig.dir.join("logs");
     std::fs::create_dir(&logs).unwrap();
-    let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&logs).status().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+        .arg(&logs)
+        .status()
+        .unwrap();
     assert!(mounted.success());
     let log = logs.join("output.log");
     let mut direct = rig.direct("a");
@@ -136,7 +148,8 @@ fn scar_17_a_full_log_disk_neither_stops_the_container_nor_ends_the_log() {
     rig.remove("a");
 }
 
-// aws/shim-loggers-for-containerd#253. Defence: `Logger::supervise` starts it again on the same pipes.
+// aws/shim-loggers-for-containerd#253. Defence: `Logger::supervise` starts it again on the same
+// pipes.
 #[test]
 fn scar_18_a_logger_that_dies_is_started_again_and_loses_nothing_it_had_not_read() {
     let rig = Rig::new();
@@ -151,8 +164,11 @@ fn scar_18_a_logger_that_dies_is_started_again_and_loses_nothing_it_had_not_read
         ),
     );
     let mut direct = rig.direct("a");
-    let loops = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); [ -e /go ] || sleep 0.01; done";
-    add(&mut direct, "e", loops, |request| request.stdout = format!("binary://{}", logger.display()));
+    let loops =
+        "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); [ -e /go ] || sleep 0.01; done";
+    add(&mut direct, "e", loops, |request| {
+        request.stdout = format!("binary://{}", logger.display())
+    });
     start(&mut direct, "e");
     let pids = || {
         read_all(format!("{}.pids", out.display()))
@@ -189,13 +205,16 @@ fn scar_18_a_logger_that_ends_at_once_does_not_stop_the_container() {
     rig.remove("a");
 }
 
-// docker/cli#4338, containerd #7289. Defence: `ProcessIo::process_exited` pumps, `drain` waits for the end and for the reader.
+// docker/cli#4338, containerd #7289. Defence: `ProcessIo::process_exited` pumps, `drain` waits for
+// the end and for the reader.
 #[test]
 fn scar_20_every_byte_of_every_size_through_a_slow_reader() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let mut direct = rig.direct("a");
-    let sizes = [1 << 12, 1 << 16, 1 << 20, 1 << 22].into_iter().flat_map(|size| [size - 1, size, size + 1]);
+    let sizes = [1 << 12, 1 << 16, 1 << 20, 1 << 22]
+        .into_iter()
+        .flat_map(|size| [size - 1, size, size + 1]);
     for (number, size) in sizes.enumerate() {
         let stdout = fifo(&rig.dir, &format!("out{number}"));
         let exec = format!("e{number}");
@@ -221,7 +240,8 @@ fn scar_20_every_byte_of_every_size_through_a_slow_reader() {
     rig.remove("a");
 }
 
-// Seen with containerd's TestContainerExecLargeOutputWithTTY under load. Defence: `!io.exited` in `copy_stdin`, `let_source_go`.
+// Seen with containerd's TestContainerExecLargeOutputWithTTY under load. Defence: `!io.exited` in
+// `copy_stdin`, `let_source_go`.
 #[test]
 fn scar_20_a_consoles_last_words_are_whole_though_its_input_has_ended() {
     let rig = Rig::new();
@@ -290,7 +310,8 @@ fn scar_20_delete_waits_for_a_reader_that_reads() {
 #[test]
 fn scar_24_a_runtime_that_floods_its_outputs_is_not_stopped_by_them() {
     let rig = Rig::new();
-    let flood = "head -c 1048576 /dev/zero | tr '\\0' x >&2; head -c 1048576 /dev/zero | tr '\\0' y";
+    let flood =
+        "head -c 1048576 /dev/zero | tr '\\0' x >&2; head -c 1048576 /dev/zero | tr '\\0' y";
     let flags = rig.runtime_script(&format!(
         "case \"$*\" in *' kill '*|*' pause '*|*' resume '*|*' delete '*) {flood};; esac"
     ));
@@ -300,7 +321,8 @@ fn scar_24_a_runtime_that_floods_its_outputs_is_not_stopped_by_them() {
     rig.remove("a");
 }
 
-// containerd #4905, #3266. Defence: the log's descriptor does not block, and we keep a reader (`log::open`).
+// containerd #4905, #3266. Defence: the log's descriptor does not block, and we keep a reader
+// (`log::open`).
 #[test]
 fn scar_25_a_log_that_nobody_reads_blocks_nothing() {
     let rig = Rig::new();
@@ -369,7 +391,10 @@ fn a_logger_is_told_what_upstream_tells_it() {
     start(&mut direct, "e");
     assert_eq!(wait(&mut direct, "e"), 0);
     delete(&mut direct, "e");
-    assert_eq!(read_all(&out), format!("key a b flag  e {}\nto stdout\nto stderr\nend\n", rig.namespace));
+    assert_eq!(
+        read_all(&out),
+        format!("key a b flag  e {}\nto stdout\nto stderr\nend\n", rig.namespace)
+    );
     let refused = direct.call::<Empty>("Exec", &{
         let mut request = support::exec_request("a", "f", &support::process_spec(&["true"]));
         request.stdout = "binary://relative".into();
@@ -385,11 +410,15 @@ fn a_logger_that_stays_hears_sigterm() {
     let rig = Rig::new();
     rig.run("a", &["sleep", "1000"]);
     let told = rig.dir.join("told");
-    let body =
-        format!("trap 'echo term > {}; exit' TERM; exec 5>&-; while :; do sleep 0.1; done", told.display());
+    let body = format!(
+        "trap 'echo term > {}; exit' TERM; exec 5>&-; while :; do sleep 0.1; done",
+        told.display()
+    );
     let logger = script(&rig, "logger", &body);
     let mut direct = rig.direct("a");
-    add(&mut direct, "e", "true", |request| request.stdout = format!("binary://{}", logger.display()));
+    add(&mut direct, "e", "true", |request| {
+        request.stdout = format!("binary://{}", logger.display())
+    });
     start(&mut direct, "e");
     assert_eq!(wait(&mut direct, "e"), 0);
     delete(&mut direct, "e");
@@ -398,7 +427,8 @@ fn a_logger_that_stays_hears_sigterm() {
     rig.remove("a");
 }
 
-// io_uid and io_gid: a process that opens /dev/stdout again as another user. Defence: `pipe` gives the pipe its owner.
+// io_uid and io_gid: a process that opens /dev/stdout again as another user. Defence: `pipe` gives
+// the pipe its owner.
 #[test]
 fn scar_62_a_process_of_another_user_may_open_its_stdout_again() {
     let rig = Rig::new();
@@ -407,7 +437,8 @@ fn scar_62_a_process_of_another_user_may_open_its_stdout_again() {
         config["process"]["args"] = serde_json::json!(["sh", "-c", "echo hello > /proc/self/fd/1"]);
         config["process"]["user"] = serde_json::json!({"uid": 1000, "gid": 1000});
     });
-    let options = cleat::protocol::options::Options { io_uid: 1000, io_gid: 1000, ..Default::default() };
+    let options =
+        cleat::protocol::options::Options { io_uid: 1000, io_gid: 1000, ..Default::default() };
     let stdout = fifo(&rig.dir, "out");
     let request = api::CreateTaskRequest {
         id: "b".into(),
@@ -448,7 +479,8 @@ fn scar_23_a_paste_of_a_mebibyte_arrives_and_a_late_resize_means_nothing() {
     let mut paste = std::fs::OpenOptions::new().write(true).open(&stdin).unwrap();
     paste.write_all(&vec![b'x'; 1 << 20]).unwrap();
     assert_eq!(wait(&mut direct, "e"), 0);
-    let resize = api::ResizePtyRequest { id: "a".into(), exec_id: "e".into(), width: 80, height: 25 };
+    let resize =
+        api::ResizePtyRequest { id: "a".into(), exec_id: "e".into(), width: 80, height: 25 };
     direct.call::<Empty>("ResizePty", &resize).unwrap();
     drop(paste);
     delete(&mut direct, "e");

@@ -19,7 +19,8 @@ fn anonymous_kib(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-// containerd #12344, #6771, #12510. Defence: Shutdown's answer, the end of an unneeded shim, `delete`.
+// containerd #12344, #6771, #12510. Defence: Shutdown's answer, the end of an unneeded shim,
+// `delete`.
 #[test]
 fn scar_11_churn_with_containerd_killed_in_the_middle_leaves_nothing() {
     let mut rig = Rig::with_impatient_shims();
@@ -29,7 +30,8 @@ fn scar_11_churn_with_containerd_killed_in_the_middle_leaves_nothing() {
         command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
     };
     for round in 0..4 {
-        let mut runs: Vec<_> = (0..16).map(|number| run(&rig, &format!("a{round}-{number}"))).collect();
+        let mut runs: Vec<_> =
+            (0..16).map(|number| run(&rig, &format!("a{round}-{number}"))).collect();
         if round == 2 {
             std::thread::sleep(Duration::from_millis(400));
             rig.end_containerd(libc::SIGKILL);
@@ -45,7 +47,8 @@ fn scar_11_churn_with_containerd_killed_in_the_middle_leaves_nothing() {
     for number in 0..16 {
         let _ = rig.try_ctr(["task", "rm", "-f", &format!("a2-{number}")]);
         let _ = rig.try_ctr(["container", "rm", &format!("a2-{number}")]);
-        // containerd hides a bundle before it removes it, and does not look for hidden ones when it is started again.
+        // containerd hides a bundle before it removes it, and does not look for hidden ones when it
+        // is started again.
         let _ = std::fs::remove_dir_all(rig.bundle(&format!(".a2-{number}")));
     }
 }
@@ -55,17 +58,23 @@ fn scar_11_churn_with_containerd_killed_in_the_middle_leaves_nothing() {
 fn scar_11_a_container_whose_bundle_containerd_has_removed_does_not_keep_the_shim() {
     let rig = Rig::with_impatient_shims();
     rig.run_in_group("a", "a", &["sleep", "1000"]);
-    // What containerd does when it is started again during a Create: it finds no task and clears up.
+    // What containerd does when it is started again during a Create: it finds no task and clears
+    // up.
     let take = |id: &str| {
         let bundle = rig.bundle(id).display().to_string();
         format!("umount -l {bundle}/rootfs; mv {bundle} {bundle}.gone; rm -r {bundle}.gone")
     };
-    let flags =
-        rig.runtime_script(&format!("case \"$*\" in *' create '*) runc \"$@\"; {}; exit;; esac", take("b")));
+    let flags = rig.runtime_script(&format!(
+        "case \"$*\" in *' create '*) runc \"$@\"; {}; exit;; esac",
+        take("b")
+    ));
     let flags = flags.each_ref().map(String::as_str);
     let group = format!("{GROUP}=a");
-    let run =
-        [&["run", "-d", "--null-io", "--annotation", &group], &flags[..], &[IMAGE, "b", "sleep", "1000"]];
+    let run = [
+        &["run", "-d", "--null-io", "--annotation", &group],
+        &flags[..],
+        &[IMAGE, "b", "sleep", "1000"],
+    ];
     let output = rig.try_ctr(run.concat());
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("was removed while the container was being created"), "{text}");
@@ -84,7 +93,8 @@ fn scar_11_a_container_whose_bundle_containerd_has_removed_does_not_keep_the_shi
     rig.remove("a");
 }
 
-// containerd #13561, ttrpc #241, #9217. Defence: calls leave their lists when answered; `serve/idle.rs` gives memory back.
+// containerd #13561, ttrpc #241, #9217. Defence: calls leave their lists when answered;
+// `serve/idle.rs` gives memory back.
 #[test]
 fn scar_12_memory_is_flat_over_execs() {
     let rig = Rig::new();
@@ -116,7 +126,8 @@ fn scar_12_memory_is_flat_over_execs() {
     rig.remove("a");
 }
 
-// What keeps the daemon's heap small is in its environment (`sys::malloc::keep_nothing`), and is nobody else's.
+// What keeps the daemon's heap small is in its environment (`sys::malloc::keep_nothing`), and is
+// nobody else's.
 #[test]
 fn the_runtime_has_containerds_environment() {
     let mut rig = Rig::new();
@@ -142,7 +153,8 @@ fn the_runtime_has_containerds_environment() {
     }
 }
 
-// containerd #9404 (1,023 threads), moby#36661, containerd #4068. Defence: fifos are opened with both ends ours (`open_sink`).
+// containerd #9404 (1,023 threads), moby#36661, containerd #4068. Defence: fifos are opened with
+// both ends ours (`open_sink`).
 #[test]
 fn scar_13_and_44_fifos_that_nobody_opens_neither_block_nor_cost_threads() {
     let rig = Rig::new();
@@ -151,7 +163,8 @@ fn scar_13_and_44_fifos_that_nobody_opens_neither_block_nor_cost_threads() {
     let mut direct = rig.direct("a");
     for number in 0..100 {
         let exec = format!("e{number}");
-        let fifos = ["in", "out", "err"].map(|name| support::fifo(&rig.dir, &format!("{exec}-{name}")));
+        let fifos =
+            ["in", "out", "err"].map(|name| support::fifo(&rig.dir, &format!("{exec}-{name}")));
         add(&mut direct, &exec, "echo out; echo err >&2; exit 4", |request| {
             request.stdin = super::text(&fifos[0]);
             request.stdout = super::text(&fifos[1]);
@@ -169,7 +182,8 @@ fn scar_13_and_44_fifos_that_nobody_opens_neither_block_nor_cost_threads() {
     rig.remove("a");
 }
 
-// rust-extensions #111, #112; embedshim #22. Defence: `ProcessIo` owns every descriptor, `Removed` every file.
+// rust-extensions #111, #112; embedshim #22. Defence: `ProcessIo` owns every descriptor, `Removed`
+// every file.
 #[test]
 fn scar_14_descriptors_and_bundle_are_as_before_whatever_became_of_the_exec() {
     let rig = Rig::new();
@@ -262,7 +276,8 @@ fn end(rig: &Rig, direct: &mut support::Direct, id: &str) {
     rig.ctr(["container", "rm", id]);
 }
 
-// containerd #7496, #9309, #14020. Defence: `join_delete`: a Delete under way is joined, not refused.
+// containerd #7496, #9309, #14020. Defence: `join_delete`: a Delete under way is joined, not
+// refused.
 #[test]
 fn scar_46_a_delete_that_outlives_its_caller_may_be_repeated() {
     let rig = Rig::new();
@@ -291,7 +306,8 @@ fn scar_46_a_delete_that_outlives_its_caller_may_be_repeated() {
     end(&rig, &mut direct, "b");
 }
 
-// containerd #13958, #11916. Defence: `Shim::until_unneeded` remembers a Shutdown that came too early.
+// containerd #13958, #11916. Defence: `Shim::until_unneeded` remembers a Shutdown that came too
+// early.
 #[test]
 fn scar_47_the_last_container_of_a_pod_ends_the_shim_whoever_was_last() {
     let rig = Rig::new();
@@ -305,7 +321,9 @@ fn scar_47_the_last_container_of_a_pod_ends_the_shim_whoever_was_last() {
         direct.call::<api::WaitResponse>("Wait", &process(id, "")).unwrap();
         direct.call::<api::DeleteResponse>("Delete", &process(id, "")).unwrap();
         if id == "a" {
-            direct.call::<Empty>("Shutdown", &api::ShutdownRequest { id: id.into(), now: false }).unwrap();
+            direct
+                .call::<Empty>("Shutdown", &api::ShutdownRequest { id: id.into(), now: false })
+                .unwrap();
         }
         assert!(alive(shim));
     }
@@ -339,7 +357,9 @@ fn scar_50_no_pty_master_is_left() {
     }
     let masters = || {
         let entries = std::fs::read_dir(format!("/proc/{shim}/fd")).unwrap().flatten();
-        entries.filter(|e| std::fs::read_link(e.path()).is_ok_and(|to| to.ends_with("ptmx"))).count()
+        entries
+            .filter(|e| std::fs::read_link(e.path()).is_ok_and(|to| to.ends_with("ptmx")))
+            .count()
     };
     until("no master is open", || masters() == 0);
     rig.remove("a");
@@ -373,7 +393,8 @@ fn scar_51_consoles_need_no_tmp() {
     rig.remove("a");
 }
 
-// containerd #8856. Policy: an exec lives on without its client; it is visible in the dump, and ends at CloseIO or Kill.
+// containerd #8856. Policy: an exec lives on without its client; it is visible in the dump, and
+// ends at CloseIO or Kill.
 #[test]
 fn scar_52_an_interactive_exec_without_its_client_is_visible_and_can_be_ended() {
     let rig = Rig::new();
@@ -381,7 +402,9 @@ fn scar_52_an_interactive_exec_without_its_client_is_visible_and_can_be_ended() 
     let ctr = rig.ctr_command(["task", "exec", "-t", "--exec-id", "lonely", "a", "sh"]);
     let client = Terminal::spawn(ctr);
     let mut direct = rig.direct("a");
-    until("it runs", || direct.state("a", "lonely").is_ok_and(|s| s.status == api::Status::Running as i32));
+    until("it runs", || {
+        direct.state("a", "lonely").is_ok_and(|s| s.status == api::Status::Running as i32)
+    });
     // ctr, the child of the timeout(1) that bounds it.
     kill(children(client.pid())[0].0, libc::SIGKILL);
     client.end();
@@ -398,7 +421,8 @@ fn scar_52_an_interactive_exec_without_its_client_is_visible_and_can_be_ended() 
 fn scar_74_a_console_under_load_leaves_no_shim() {
     let rig = Rig::new();
     let expected: Vec<String> = (1..=30_000).map(|line: u32| line.to_string()).collect();
-    // The first four end under load: ctr, told of the exit, closes its fifo with what is in it. The others wait until all was seen.
+    // The first four end under load: ctr, told of the exit, closes its fifo with what is in it. The
+    // others wait until all was seen.
     for number in 0..8 {
         let (id, waits) = (format!("a{number}"), number >= 4);
         let group = format!("{GROUP}={id}");
@@ -414,13 +438,18 @@ fn scar_74_a_console_under_load_leaves_no_shim() {
         let seen: Vec<&str> = text.split_whitespace().collect();
         // Else the last line may be cut.
         let whole = if waits { seen.len() } else { seen.len().saturating_sub(1) };
-        assert!(seen[..whole] == expected[..whole] && (!waits || seen == expected), "{} bytes", text.len());
+        assert!(
+            seen[..whole] == expected[..whole] && (!waits || seen == expected),
+            "{} bytes",
+            text.len()
+        );
     }
     until("no shim is left", || rig.shims().is_empty());
     assert!(children(rig.containerd_pid()).iter().all(|(_, state)| *state != 'Z'));
 }
 
-// containerd's rust peer published a delete without an id for a deleted exec. Defence: `Notice` knows no delete of an exec.
+// containerd's rust peer published a delete without an id for a deleted exec. Defence: `Notice`
+// knows no delete of an exec.
 #[test]
 fn scar_72_no_delete_event_for_an_exec() {
     let rig = Rig::new();

@@ -8,15 +8,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-// containerd #5800, #768. Defence: `start::Undo`; a daemon that nobody learned of ends when nobody needs it.
+// containerd #5800, #768. Defence: `start::Undo`; a daemon that nobody learned of ends when nobody
+// needs it.
 #[test]
 fn scar_31_a_start_that_is_killed_in_the_middle_leaves_nothing_for_long() {
     let place = Place::new("cut");
-    for (round, wait_us) in [200u64, 400, 600, 800, 1000, 1500, 2000, 4000].into_iter().enumerate() {
+    for (round, wait_us) in [200u64, 400, 600, 800, 1000, 1500, 2000, 4000].into_iter().enumerate()
+    {
         let id = format!("a{round}");
         place.bundle(&id, "{}");
         let mut command = place.start_after(&id, ":", "");
-        let mut child = command.env("CLEAT_UNNEEDED_SECONDS", "1").stdout(Stdio::null()).spawn().unwrap();
+        let mut child =
+            command.env("CLEAT_UNNEEDED_SECONDS", "1").stdout(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_micros(wait_us));
         kill(child.id(), libc::SIGKILL);
         child.wait().unwrap();
@@ -36,8 +39,9 @@ fn scar_34_a_busy_rootfs_is_unmounted_all_the_same() {
     let rootfs = rig.bundle("a").join("rootfs");
     let mut shell = Command::new("sleep").arg("1000").current_dir(&rootfs).spawn().unwrap();
     let file = rootfs.join("etc/passwd");
-    let mount =
-        |arguments: &[&str]| assert!(Command::new("mount").args(arguments).status().unwrap().success());
+    let mount = |arguments: &[&str]| {
+        assert!(Command::new("mount").args(arguments).status().unwrap().success())
+    };
     mount(&["--bind", "/proc/version", file.to_str().unwrap()]);
     mount(&["--bind", rootfs.to_str().unwrap(), rootfs.to_str().unwrap()]);
     rig.remove("a");
@@ -47,7 +51,8 @@ fn scar_34_a_busy_rootfs_is_unmounted_all_the_same() {
     shell.wait().unwrap();
 }
 
-// Nothing left: each of the first openat, socket, clone calls of `start` fails. Defence: `start::Undo`.
+// Nothing left: each of the first openat, socket, clone calls of `start` fails. Defence:
+// `start::Undo`.
 #[test]
 fn scar_35_start_fails_cleanly_wherever_the_kernel_says_no() {
     let place = Place::new("no");
@@ -67,9 +72,12 @@ fn scar_35_start_fails_cleanly_wherever_the_kernel_says_no() {
             // Not -f: the daemon is another matter.
             command.args(["-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"]);
             command.arg(format!("inject={call}:error={error}:when={when}")).arg(shim_binary());
-            command.args(["-namespace", "cleat-test", "-id", "a", "-address"]).arg(place.dir.join("c.sock"));
+            command
+                .args(["-namespace", "cleat-test", "-id", "a", "-address"])
+                .arg(place.dir.join("c.sock"));
             command.arg("start").current_dir(place.dir.join("a")).stdin(Stdio::null());
-            let output = command.env("TTRPC_ADDRESS", place.dir.join("c.sock.ttrpc")).output().unwrap();
+            let output =
+                command.env("TTRPC_ADDRESS", place.dir.join("c.sock.ttrpc")).output().unwrap();
             if output.status.success() {
                 let address = String::from_utf8(output.stdout).unwrap();
                 assert!(address.starts_with("unix:///"), "{address:?}");
@@ -109,7 +117,8 @@ fn scar_36_nothing_disturbs_the_address() {
     assert_eq!(address.len(), "unix:///run/containerd/s/".len() + 64, "{address:?}");
 }
 
-// containerd #4274; rust-extensions #299, #115. Defence: the panic hook in `serve::run`, `catch_panic`.
+// containerd #4274; rust-extensions #299, #115. Defence: the panic hook in `serve::run`,
+// `catch_panic`.
 #[test]
 fn scar_37_a_panic_is_in_the_log_with_its_place_and_ends_only_its_call() {
     let rig = Rig::new();
@@ -182,9 +191,12 @@ fn scar_49_sigterm_during_create_ends_the_shim_in_two_seconds() {
     rig.run_in_group("a", "a", &["sleep", "1000"]);
     let shim = rig.shim();
     let flags = flags.each_ref().map(String::as_str);
-    let arguments =
-        [&["run", "-d", "--null-io", "--annotation", &annotation], &flags[..], &[IMAGE, "b", "true"]]
-            .concat();
+    let arguments = [
+        &["run", "-d", "--null-io", "--annotation", &annotation],
+        &flags[..],
+        &[IMAGE, "b", "true"],
+    ]
+    .concat();
     let mut create = rig.ctr_command(arguments).stderr(Stdio::null()).spawn().unwrap();
     until("create is under way", || support::children(shim).len() >= 2);
     let begun = Instant::now();
@@ -214,7 +226,8 @@ fn scar_56_the_oom_score_is_the_parents_plus_one_and_at_most_1000() {
     }
 }
 
-// containerd #6011, #6108. A kernel without core scheduling is no failure; the call is made. Defence: `share_core_with_pod`.
+// containerd #6011, #6108. A kernel without core scheduling is no failure; the call is made.
+// Defence: `share_core_with_pod`.
 #[test]
 fn scar_68_core_scheduling_is_asked_for_and_its_refusal_is_no_failure() {
     let place = Place::new("core");
@@ -229,7 +242,11 @@ fn scar_68_core_scheduling_is_asked_for_and_its_refusal_is_no_failure() {
     command.current_dir(place.dir.join("a")).stdin(Stdio::null()).env("SCHED_CORE", "1");
     let output = command.env("TTRPC_ADDRESS", place.dir.join("c.sock.ttrpc")).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty());
-    assert!(read_all(&trace).contains("PR_SCHED_CORE, PR_SCHED_CORE_CREATE"), "{}", read_all(&trace));
+    assert!(
+        read_all(&trace).contains("PR_SCHED_CORE, PR_SCHED_CORE_CREATE"),
+        "{}",
+        read_all(&trace)
+    );
 }
 
 // The Rust peer's `start` that fails half-way leaves its daemon. Defence: `start::Undo`.
@@ -239,19 +256,26 @@ fn scar_73_a_start_that_fails_after_the_daemon_is_up_takes_it_along() {
     use std::io::Write;
     let place = Place::new("half");
     place.bundle("a", "{}");
-    let options =
-        cleat::protocol::options::Options { shim_cgroup: "/cleat-test-none".into(), ..Default::default() };
+    let options = cleat::protocol::options::Options {
+        shim_cgroup: "/cleat-test-none".into(),
+        ..Default::default()
+    };
     let any = cleat::protocol::Any::pack(cleat::protocol::options::OPTIONS_URL, &options);
     let mut command = place.start_after("a", ":", "");
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(&any.encode_to_vec()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     until("no daemon is left", || place.daemons().is_empty());
 }
 
-// containerd #12344: a daemon with no container, no bundle and no client. Defence: `serve/unneeded.rs`.
+// containerd #12344: a daemon with no container, no bundle and no client. Defence:
+// `serve/unneeded.rs`.
 #[test]
 fn scar_11_a_shim_that_nobody_needs_ends_and_one_with_a_container_does_not() {
     let mut rig = Rig::with_impatient_shims();
@@ -285,7 +309,9 @@ fn a_shim_that_hangs_is_seen_in_the_log() {
     let log = rig.log();
     let dump = log.split("watchdog: === BEGIN dump").nth(1).unwrap();
     assert!(
-        dump.contains("call HangForTest a") && dump.contains("did a Started") && dump.contains("start+0x"),
+        dump.contains("call HangForTest a")
+            && dump.contains("did a Started")
+            && dump.contains("start+0x"),
         "{dump}"
     );
     until("it goes on", || {
@@ -295,7 +321,8 @@ fn a_shim_that_hangs_is_seen_in_the_log() {
     rig.remove("a");
 }
 
-// A dead file system holds the loop where no signal reaches it (state D); SIGSTOP stands in for it. Defence: the alarm sees that it came late.
+// A dead file system holds the loop where no signal reaches it (state D); SIGSTOP stands in for it.
+// Defence: the alarm sees that it came late.
 #[test]
 fn a_shim_that_was_held_by_the_kernel_says_so() {
     let rig = Rig::new();
@@ -313,7 +340,8 @@ fn a_shim_that_was_held_by_the_kernel_says_so() {
     rig.remove("a");
 }
 
-// A node has hundreds of shims. Defence: no timer runs while nothing is to be done; the watchdog disarms itself (`sys/watchdog.rs`).
+// A node has hundreds of shims. Defence: no timer runs while nothing is to be done; the watchdog
+// disarms itself (`sys/watchdog.rs`).
 #[test]
 fn an_idle_shim_does_not_wake_up() {
     let rig = Rig::new();
@@ -334,7 +362,8 @@ fn an_idle_shim_does_not_wake_up() {
         let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         count.unwrap().trim().parse::<u64>().unwrap()
     };
-    // The heap is trimmed after a second, the watchdog disarmed after five; after 15 the shim has looked whether anybody needs it.
+    // The heap is trimmed after a second, the watchdog disarmed after five; after 15 the shim has
+    // looked whether anybody needs it.
     std::thread::sleep(Duration::from_secs(23));
     let before = woken();
     std::thread::sleep(Duration::from_secs(12));

@@ -1,5 +1,5 @@
-//! How shims have failed their users, a test each; the numbers are those of docs/regressions.md, which also says where the others live and
-//! which line of the shim is the defence.
+//! How shims have failed their users, a test each; the numbers are those of docs/regressions.md,
+//! which also says where the others live and which line of the shim is the defence.
 
 mod exits;
 mod io;

@@ -16,7 +16,8 @@ fn limited(rig: &Rig, id: &str, command: &[&str]) {
     rig.run_with(&["--runtime", CLEAT, "--memory-limit", LIMIT], id, command);
 }
 
-// containerd #8893, #8180, #12260, #12714. Defence: `report_oom_kills` before the exit goes to the machine.
+// containerd #8893, #8180, #12260, #12714. Defence: `report_oom_kills` before the exit goes to the
+// machine.
 #[test]
 fn scar_26_an_oom_kill_is_told_before_the_exit_each_time() {
     let rig = Rig::new();
@@ -71,7 +72,8 @@ fn scar_28_the_end_of_a_cgroup_is_no_oom() {
     assert!(events.all().iter().all(|event| event.topic != "oom"));
 }
 
-// containerd #9140, #9309. A cgroup that has gone, as a systemd scope goes with its last process, has used nothing.
+// containerd #9140, #9309. A cgroup that has gone, as a systemd scope goes with its last process,
+// has used nothing.
 #[test]
 fn scar_58_figures_over_the_end_are_figures() {
     let rig = Rig::new();
@@ -94,7 +96,8 @@ fn scar_58_figures_over_the_end_are_figures() {
     rig.remove("a");
 }
 
-// The Rust peer leaves CPU empty on v1 and memory without limit, rss, cache. Defence: `cgroups/v1.rs`.
+// The Rust peer leaves CPU empty on v1 and memory without limit, rss, cache. Defence:
+// `cgroups/v1.rs`.
 #[test]
 fn scar_59_figures_are_those_of_the_kernels_files() {
     let rig = Rig::new();
@@ -105,12 +108,14 @@ fn scar_59_figures_are_those_of_the_kernels_files() {
     );
     let mut direct = rig.direct("a");
     std::thread::sleep(std::time::Duration::from_millis(500));
-    let answer: api::StatsResponse = direct.call("Stats", &api::ContainerRequest { id: "a".into() }).unwrap();
+    let answer: api::StatsResponse =
+        direct.call("Stats", &api::ContainerRequest { id: "a".into() }).unwrap();
     let any = answer.stats.unwrap();
     assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
     let metrics = Metrics::decode(any.value.as_slice()).unwrap();
     let cpu = metrics.cpu.unwrap().usage.unwrap();
-    let now = support::read_all(format!("/sys/fs/cgroup/cpuacct/{}/a/cpuacct.usage", rig.namespace));
+    let now =
+        support::read_all(format!("/sys/fs/cgroup/cpuacct/{}/a/cpuacct.usage", rig.namespace));
     let now: u64 = now.trim().parse().unwrap();
     assert!(cpu.total > 50_000_000 && cpu.total <= now, "nanoseconds: {} of {now}", cpu.total);
     assert!(cpu.user > 0 && !cpu.per_cpu.is_empty());
@@ -136,7 +141,9 @@ fn scar_60_an_update_of_one_limit_keeps_the_others() {
     update(serde_json::json!({"cpu": {"shares": 512}}));
     update(serde_json::json!({"pids": {"limit": 77}}));
     let file = |controller: &str, name: &str| {
-        support::read_all(format!("/sys/fs/cgroup/{controller}/{}/a/{name}", rig.namespace)).trim().to_owned()
+        support::read_all(format!("/sys/fs/cgroup/{controller}/{}/a/{name}", rig.namespace))
+            .trim()
+            .to_owned()
     };
     assert_eq!(file("memory", "memory.limit_in_bytes"), "67108864");
     assert_eq!(file("cpu", "cpu.shares"), "512");
@@ -157,7 +164,9 @@ fn scar_03_a_thousand_stats_while_an_exec_hangs_leave_nothing() {
     let call = hung.send("Start", &process("a", "e"));
     let mut direct = rig.direct("a");
     for _ in 0..1000 {
-        direct.call::<api::StatsResponse>("Stats", &api::ContainerRequest { id: "a".into() }).unwrap();
+        direct
+            .call::<api::StatsResponse>("Stats", &api::ContainerRequest { id: "a".into() })
+            .unwrap();
     }
     // Not started yet: nothing to signal.
     assert_eq!(signal(&mut direct, "a", "e", 9).unwrap_err().code, Code::FailedPrecondition as i32);

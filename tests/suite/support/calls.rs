@@ -8,11 +8,20 @@ pub fn process(id: &str, exec: &str) -> api::ProcessRequest {
     api::ProcessRequest { id: id.into(), exec_id: exec.into() }
 }
 
-/// Adds an exec of a shell script; `change` may give it channels. The Go shim wants both outputs or none.
-pub fn add(direct: &mut Direct, exec: &str, script: &str, change: impl FnOnce(&mut api::ExecProcessRequest)) {
+/// Adds an exec of a shell script; `change` may give it channels. The Go shim wants both outputs or
+/// none.
+pub fn add(
+    direct: &mut Direct,
+    exec: &str,
+    script: &str,
+    change: impl FnOnce(&mut api::ExecProcessRequest),
+) {
     let mut request = exec_request("a", exec, &process_spec(&["sh", "-c", script]));
     change(&mut request);
-    if !request.stdout.starts_with("binary") && !request.stdout.is_empty() && request.stderr.is_empty() {
+    if !request.stdout.starts_with("binary")
+        && !request.stdout.is_empty()
+        && request.stderr.is_empty()
+    {
         request.stderr = "/dev/null".into();
     }
     direct.call::<Empty>("Exec", &request).unwrap();
@@ -30,8 +39,14 @@ pub fn delete(direct: &mut Direct, exec: &str) {
     direct.call::<api::DeleteResponse>("Delete", &process("a", exec)).unwrap();
 }
 
-pub fn signal(direct: &mut Direct, id: &str, exec: &str, signal: u32) -> Result<Empty, cleat::rpc::Status> {
-    direct.call("Kill", &api::KillRequest { id: id.into(), exec_id: exec.into(), signal, all: false })
+pub fn signal(
+    direct: &mut Direct,
+    id: &str,
+    exec: &str,
+    signal: u32,
+) -> Result<Empty, cleat::rpc::Status> {
+    direct
+        .call("Kill", &api::KillRequest { id: id.into(), exec_id: exec.into(), signal, all: false })
 }
 
 pub fn text(path: &Path) -> String {
@@ -60,7 +75,8 @@ pub fn ends(shim: u32) {
     until("the shim ends", || !alive(shim));
 }
 
-/// The bundle of a container `b` on the root file system of `a`, which runs; `change` is made to the config.json of `a`.
+/// The bundle of a container `b` on the root file system of `a`, which runs; `change` is made to
+/// the config.json of `a`.
 pub fn bundle_beside(rig: &Rig, change: impl FnOnce(&mut serde_json::Value)) -> std::path::PathBuf {
     let bundle = rig.dir.join("b");
     std::fs::create_dir_all(&bundle).unwrap();
@@ -73,7 +89,8 @@ pub fn bundle_beside(rig: &Rig, change: impl FnOnce(&mut serde_json::Value)) -> 
     bundle
 }
 
-/// Makes and starts a container `b` on a rootfs of its own; `change` is made to the config.json of `a`, which runs. Returns its init's pid.
+/// Makes and starts a container `b` on a rootfs of its own; `change` is made to the config.json of
+/// `a`, which runs. Returns its init's pid.
 pub fn second_container(
     rig: &Rig,
     direct: &mut Direct,

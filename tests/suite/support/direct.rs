@@ -26,7 +26,11 @@ impl Direct {
     }
 
     /// Calls a method of the task service, version 3.
-    pub fn call<R: Message + Default>(&mut self, method: &str, request: &impl Message) -> Result<R, Status> {
+    pub fn call<R: Message + Default>(
+        &mut self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<R, Status> {
         self.call_service(service(), method, request)
     }
 

@@ -9,7 +9,11 @@ use std::{
 
 fn run(program: &str, words: &[&str]) {
     let output = Command::new(program).args(words).output().unwrap();
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {words:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// A disk that can be frozen: whoever writes then waits, and cannot be killed.
@@ -49,7 +53,8 @@ impl Drop for Disk {
     }
 }
 
-/// A FUSE file system whose server says nothing, not even at the beginning: whoever looks into it waits.
+/// A FUSE file system whose server says nothing, not even at the beginning: whoever looks into it
+/// waits.
 pub struct Mute {
     pub path: PathBuf,
     server: Option<OwnedFd>,
@@ -59,7 +64,8 @@ impl Mute {
     pub fn new(directory: &Path) -> Self {
         let path = directory.join("mute");
         fs::create_dir(&path).unwrap();
-        let server: OwnedFd = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap().into();
+        let server: OwnedFd =
+            fs::File::options().read(true).write(true).open("/dev/fuse").unwrap().into();
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
         let options = std::ffi::CString::new(options).unwrap();
         let flags = rustix::mount::MountFlags::empty();

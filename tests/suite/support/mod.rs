@@ -9,16 +9,16 @@ mod process;
 mod terminal;
 
 pub use calls::{
-    add, bundle_beside, delete, ends, process, reader, remove_second_container, script, second_container,
-    signal, start, text, wait,
+    add, bundle_beside, delete, ends, process, reader, remove_second_container, script,
+    second_container, signal, start, text, wait,
 };
 pub use direct::{Direct, exec_request, fifo, process_spec};
 pub use events::EventLog;
 pub use hung::{Disk, Mute};
 pub use place::{Place, feed};
 pub use process::{
-    alive, all as all_pids, children, cmdline, fd_count, kill, process_state, read_all, stop, until,
-    until_within,
+    alive, all as all_pids, children, cmdline, fd_count, kill, process_state, read_all, stop,
+    until, until_within,
 };
 pub use terminal::Terminal;
 
@@ -73,11 +73,16 @@ impl Rig {
         rig
     }
 
-    /// containerd with a configuration of its own, and no image yet. `config` gets the rig's directory. The namespace is the rig's
-    /// name unless one is given.
-    pub fn with_config(binary: &str, namespace: Option<&str>, config: impl FnOnce(&Path) -> String) -> Self {
+    /// containerd with a configuration of its own, and no image yet. `config` gets the rig's
+    /// directory. The namespace is the rig's name unless one is given.
+    pub fn with_config(
+        binary: &str,
+        namespace: Option<&str>,
+        config: impl FnOnce(&Path) -> String,
+    ) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("cleat-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("cleat-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new("/run").join(&name);
         fs::create_dir_all(dir.join("bin")).unwrap();
         for shim in ["containerd-shim-cleat-v2", "containerd-shim-runc-v2"] {
@@ -122,7 +127,8 @@ impl Rig {
             .expect("containerd is installed");
         self.containerd = Some(child);
         until("containerd answers", || {
-            UnixStream::connect(self.dir.join("c.sock")).is_ok() && self.try_ctr(["version"]).status.success()
+            UnixStream::connect(self.dir.join("c.sock")).is_ok()
+                && self.try_ctr(["version"]).status.success()
         });
     }
 
@@ -234,7 +240,8 @@ impl Rig {
         self.ctr([&["run", "-d", "--null-io"], flags, &[IMAGE, id], command].concat());
     }
 
-    /// `ctr run --rm` with further flags, to be run; it has the container's outputs and exit status.
+    /// `ctr run --rm` with further flags, to be run; it has the container's outputs and exit
+    /// status.
     pub fn foreground(&self, flags: &[&str], id: &str, command: &[&str]) -> Command {
         self.ctr_command([&["run", "--rm"], flags, &[IMAGE, id], command].concat())
     }
@@ -252,7 +259,8 @@ impl Rig {
         ["--runtime", CLEAT, "--runtime-config-path", path.to_str().unwrap()].map(str::to_owned)
     }
 
-    /// A runtime that misbehaves: a shell script that runs `before` and then becomes runc. The flags pass it to `ctr run`.
+    /// A runtime that misbehaves: a shell script that runs `before` and then becomes runc. The
+    /// flags pass it to `ctr run`.
     pub fn runtime_script(&self, before: &str) -> [String; 4] {
         let path = self.dir.join("runtime");
         fs::write(&path, format!("#!/bin/sh\n{before}\nexec runc \"$@\"\n")).unwrap();
@@ -270,7 +278,8 @@ impl Rig {
         fs::read_to_string(self.bundle(id).join("address")).unwrap_or_else(|_| {
             // Other shims leave that to containerd, since 2.0.
             let json: serde_json::Value =
-                serde_json::from_slice(&fs::read(self.bundle(id).join("bootstrap.json")).unwrap()).unwrap();
+                serde_json::from_slice(&fs::read(self.bundle(id).join("bootstrap.json")).unwrap())
+                    .unwrap();
             json["address"].as_str().unwrap().to_owned()
         })
     }
@@ -291,8 +300,10 @@ impl Rig {
                     && !words.iter().any(|word| word == "start" || word == "delete")
             })
             .collect();
-        // A helper, or a child that has not become its program yet, bears the shim's name; who has ended meanwhile was one.
-        let young: Vec<u32> = found.iter().flat_map(|pid| children(*pid)).map(|(pid, _)| pid).collect();
+        // A helper, or a child that has not become its program yet, bears the shim's name; who has
+        // ended meanwhile was one.
+        let young: Vec<u32> =
+            found.iter().flat_map(|pid| children(*pid)).map(|(pid, _)| pid).collect();
         found.into_iter().filter(|pid| !young.contains(pid) && !cmdline(*pid).is_empty()).collect()
     }
 
@@ -368,13 +379,17 @@ impl Rig {
     pub fn sockets(&self) -> BTreeSet<PathBuf> {
         let log = self.log();
         let quoted = |c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c));
-        let names =
-            log.split("id=").skip(1).filter_map(|rest| rest.split(quoted).next()).filter(|id| !id.is_empty());
+        let names = log
+            .split("id=")
+            .skip(1)
+            .filter_map(|rest| rest.split(quoted).next())
+            .filter(|id| !id.is_empty());
         let names: BTreeSet<&str> = names.collect();
         let containerd = self.dir.join("c.sock").to_string_lossy().into_owned();
         let namespace = cleat::id::Id::new(&self.namespace).unwrap();
         let address = |group: &str| {
-            let address = cleat::start::Address::of_group(Path::new(SOCKETS), &containerd, &namespace, group);
+            let address =
+                cleat::start::Address::of_group(Path::new(SOCKETS), &containerd, &namespace, group);
             address.unwrap().path().to_owned()
         };
         names.into_iter().map(address).collect()
@@ -393,7 +408,8 @@ impl Rig {
             })
             // Real ones, v1 or v2: crun makes plain directories where it expects a hierarchy.
             .filter(|entry| {
-                let is_cgroup = |fs: rustix::fs::StatFs| [0x0027_e0eb, 0x6367_7270].contains(&fs.f_type);
+                let is_cgroup =
+                    |fs: rustix::fs::StatFs| [0x0027_e0eb, 0x6367_7270].contains(&fs.f_type);
                 entry.path().is_dir() && rustix::fs::statfs(entry.path()).is_ok_and(is_cgroup)
             })
             .map(|entry| entry.path())

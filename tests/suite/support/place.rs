@@ -62,7 +62,9 @@ impl Place {
 
     pub fn delete(&self, id: &str) -> Output {
         let mut command = Command::new(shim_binary());
-        command.args(["-namespace", "cleat-test", "-id", id, "-address"]).arg(self.dir.join("c.sock"));
+        command
+            .args(["-namespace", "cleat-test", "-id", id, "-address"])
+            .arg(self.dir.join("c.sock"));
         command.arg("-bundle").arg(self.dir.join(id)).arg("delete").stdin(Stdio::null());
         command.current_dir(&self.dir).output().unwrap()
     }
@@ -73,10 +75,12 @@ impl Place {
             let words = cmdline(*pid);
             words.contains(&address) && words[0] != "sh"
         };
-        // `start` does not wait until its child has become the daemon. While it becomes one, it has a program and no arguments.
+        // `start` does not wait until its child has become the daemon. While it becomes one, it has
+        // a program and no arguments.
         let starts = |pid: &u32| {
             let words = cmdline(*pid);
-            let becomes = words.is_empty() && std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+            let becomes =
+                words.is_empty() && std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
             becomes || (ours(pid) && words.contains(&"start".to_owned()))
         };
         until("no start goes on", || !all_pids().iter().any(starts));

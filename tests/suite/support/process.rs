@@ -24,13 +24,17 @@ pub fn until_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool
 pub fn kill(pid: u32, signal: i32) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
     // It may have ended.
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::from_named_raw(signal).unwrap());
+    let _ = rustix::process::kill_process(
+        pid,
+        rustix::process::Signal::from_named_raw(signal).unwrap(),
+    );
 }
 
 /// Stops a process, and waits until each of its threads stands.
 pub fn stop(pid: u32) {
     kill(pid, libc::SIGSTOP);
-    let stands = |stat: String| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'));
+    let stands =
+        |stat: String| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'));
     until("it stands", || {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
         threads.map(|thread| read_all(thread.path().join("stat"))).all(stands)
@@ -66,7 +70,9 @@ pub fn alive(pid: u32) -> bool {
 pub fn children(parent: u32) -> Vec<(u32, char)> {
     all()
         .into_iter()
-        .filter_map(|pid| process_state(pid).filter(|(_, p)| *p == parent).map(|(state, _)| (pid, state)))
+        .filter_map(|pid| {
+            process_state(pid).filter(|(_, p)| *p == parent).map(|(state, _)| (pid, state))
+        })
         .collect()
 }
 

@@ -32,16 +32,27 @@ impl Terminal {
 
     /// The same on one of this size.
     pub fn sized(mut command: Command, columns: u16, rows: u16) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        let master =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
-        tcsetwinsize(&master, Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        tcsetwinsize(
+            &master,
+            Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 },
+        )
+        .unwrap();
         let name = ptsname(&master, Vec::new()).unwrap();
         let path = std::ffi::OsStr::from_bytes(name.as_bytes());
-        let slave: OwnedFd =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path).unwrap().into();
+        let slave: OwnedFd = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOCTTY)
+            .open(path)
+            .unwrap()
+            .into();
         command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
-        // The command goes out of scope here, and its copies of the slave with it: so the master sees the end.
+        // The command goes out of scope here, and its copies of the slave with it: so the master
+        // sees the end.
         Self { child: command.spawn().unwrap(), master: master.into(), seen: Vec::new(), waited: 0 }
     }
 
@@ -54,8 +65,9 @@ impl Terminal {
         self.master.write_all(keys).unwrap();
     }
 
-    /// Reads until this was shown, after what was waited for before. `ctr` is better read so far before its container ends: containerd's client closes its fifos when it is told
-    /// of the exit, with what is in them (client/task.go, `Delete`).
+    /// Reads until this was shown, after what was waited for before. `ctr` is better read so far
+    /// before its container ends: containerd's client closes its fifos when it is told of the exit,
+    /// with what is in them (client/task.go, `Delete`).
     pub fn read_until(&mut self, text: &str) {
         loop {
             let shown = String::from_utf8_lossy(&self.seen[self.waited..]).into_owned();
@@ -88,8 +100,8 @@ impl Terminal {
         self.child
     }
 
-    /// 0 at the end, of which a master is told by EIO (pty(7)): twice, for what was written just before the end may come after the first
-    /// (drivers/tty/n_tty.c, `n_tty_read`).
+    /// 0 at the end, of which a master is told by EIO (pty(7)): twice, for what was written just
+    /// before the end may come after the first (drivers/tty/n_tty.c, `n_tty_read`).
     fn read(&mut self) -> usize {
         let limit = rustix::event::Timespec::try_from(super::LONG).unwrap();
         let mut asked = [PollFd::new(&self.master, PollFlags::IN)];

@@ -1,9 +1,12 @@
-//! soak MINUTES LABEL=SHIM... [--lives N]: execs and whole container lives under load, on every shim at once; each exit and each event is accounted
-//! for. Then N lives (120 a minute, unless said) in one pod that goes on ([`pod`]), at whose end all must be as at its start. Prints a table for each, one
-//! column a shim. Ends with status 1 if the first shim lost, mixed up or kept anything. MINUTES may be 0.
+//! soak MINUTES LABEL=SHIM... [--lives N]: execs and whole container lives under load, on every
+//! shim at once; each exit and each event is accounted for. Then N lives (120 a minute, unless
+//! said) in one pod that goes on ([`pod`]), at whose end all must be as at its start. Prints a
+//! table for each, one column a shim. Ends with status 1 if the first shim lost, mixed up or kept
+//! anything. MINUTES may be 0.
 //!
-//! Each shim has eight workers: six run execs in two pods that live as long as the soak (exit statuses 0-199,
-//! some killed), two run lives: start, Create, Start, exit or kill, Delete, Shutdown, `delete`.
+//! Each shim has eight workers: six run execs in two pods that live as long as the soak (exit
+//! statuses 0-199, some killed), two run lives: start, Create, Start, exit or kill, Delete,
+//! Shutdown, `delete`.
 
 mod pod;
 
@@ -31,7 +34,8 @@ struct Tally {
     failures: Cell<u64>,
     verdict: RefCell<Verdict>,
     left: RefCell<Vec<String>>,
-    /// Private KiB, descriptors and CPU seconds of the exec pods' shims: after a tenth of the time, and at the end.
+    /// Private KiB, descriptors and CPU seconds of the exec pods' shims: after a tenth of the time,
+    /// and at the end.
     early: RefCell<Vec<(u64, usize)>>,
     late: RefCell<Vec<(u64, usize)>>,
     cpu: Cell<f64>,
@@ -71,7 +75,9 @@ impl Tally {
     }
 
     fn is_clean(&self) -> bool {
-        *self.verdict.borrow() == Verdict::default() && self.wrong.get() == 0 && self.failures.get() == 0
+        *self.verdict.borrow() == Verdict::default()
+            && self.wrong.get() == 0
+            && self.failures.get() == 0
     }
 }
 
@@ -85,14 +91,20 @@ fn main() {
     let minutes: Option<f64> = arguments.first().and_then(|text| text.parse().ok());
     let shims: Vec<(String, PathBuf)> = arguments
         .iter()
-        .filter_map(|a| a.split_once('=').map(|(label, path)| (label.to_owned(), PathBuf::from(path))))
+        .filter_map(|a| {
+            a.split_once('=').map(|(label, path)| (label.to_owned(), PathBuf::from(path)))
+        })
         .collect();
     let (Some(minutes), false, false) = (minutes, shims.is_empty(), lives == Some(None)) else {
         eprintln!("usage: soak MINUTES LABEL=SHIM... [--lives N]");
         std::process::exit(2);
     };
     let time = Duration::from_secs_f64(minutes * 60.0);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of minutes")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a number of minutes"
+    )]
     let lives = lives.flatten().unwrap_or((minutes * 120.0) as u64);
     let mut is_clean = true;
     if !time.is_zero() {
@@ -107,7 +119,8 @@ fn main() {
     }
 }
 
-/// A load on each shim, at once: a thread a shim, each with a loop of its own. Whether the first shim lost nothing.
+/// A load on each shim, at once: a thread a shim, each with a loop of its own. Whether the first
+/// shim lost nothing.
 fn side_by_side(shims: &[(String, PathBuf)], load: impl Fn(&str, &Path) -> Column + Sync) -> bool {
     let load = &load;
     let columns: Vec<_> = std::thread::scope(|scope| {
@@ -152,8 +165,13 @@ fn run_pod(label: &str, shim: &Path, lives: u64) -> Column {
     })
 }
 
-fn with_driver(label: &str, shim: &Path, load: impl AsyncFnOnce(Rc<Driver>, Rc<Tally>) -> Column) -> Column {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a loop");
+fn with_driver(
+    label: &str,
+    shim: &Path,
+    load: impl AsyncFnOnce(Rc<Driver>, Rc<Tally>) -> Column,
+) -> Column {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a loop");
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let driver = Driver::new(label, shim, &Annotations::new()).await.expect("a driver");
         let column = load(Rc::clone(&driver), Rc::default()).await;
@@ -169,7 +187,8 @@ async fn soak(driver: &Rc<Driver>, tally: &Rc<Tally>, time: Duration) -> Result<
     for _ in 0..EXEC_PODS {
         let id = driver.fresh("pod");
         let (pod, mut client) = driver.running(&id, &["sleep", "1000000"]).await?;
-        let connect: api::ConnectResponse = client.call("Connect", &api::ContainerRequest { id }).await?;
+        let connect: api::ConnectResponse =
+            client.call("Connect", &api::ContainerRequest { id }).await?;
         pods.push((Rc::new(pod), connect.shim_pid));
     }
     let mut workers = tokio::task::JoinSet::new();
@@ -183,14 +202,18 @@ async fn soak(driver: &Rc<Driver>, tally: &Rc<Tally>, time: Duration) -> Result<
     tokio::time::sleep(time / 10).await;
     tally.execs_early.set(tally.execs.get());
     tally.early.replace(
-        pods.iter().map(|(_, pid)| (measure::memory_kib(*pid).private, measure::descriptors(*pid))).collect(),
+        pods.iter()
+            .map(|(_, pid)| (measure::memory_kib(*pid).private, measure::descriptors(*pid)))
+            .collect(),
     );
     while workers.join_next().await.is_some() {}
     tally.seconds.set(begun.elapsed().as_secs_f64());
     // Idle, as the operator of a node sees it.
     tokio::time::sleep(Duration::from_secs(4)).await;
     tally.late.replace(
-        pods.iter().map(|(_, pid)| (measure::memory_kib(*pid).private, measure::descriptors(*pid))).collect(),
+        pods.iter()
+            .map(|(_, pid)| (measure::memory_kib(*pid).private, measure::descriptors(*pid)))
+            .collect(),
     );
     tally.cpu.set(pods.iter().map(|(_, pid)| measure::cpu_seconds(*pid)).sum());
     for (pod, _) in pods {
@@ -286,8 +309,9 @@ async fn one_life(
     let (pod, mut client) = driver.pod(id, &["sh", "-c", &script]).await?;
     client.call::<api::PidResponse>("Create", &driver.create_request(id, &pod.bundle)).await?;
     let mut waiter = Client::connect(&pod.socket).await?;
-    let wait =
-        waiter.send("Wait", &api::ProcessRequest { id: id.to_owned(), exec_id: String::new() }).await?;
+    let wait = waiter
+        .send("Wait", &api::ProcessRequest { id: id.to_owned(), exec_id: String::new() })
+        .await?;
     client.process::<api::PidResponse>("Start", id, "").await?;
     if ending == Ending::Kill {
         client.kill(id, "", 9).await?;
@@ -327,7 +351,8 @@ fn column(label: &str, driver: &Driver, tally: &Tally) -> Column {
     #[allow(clippy::cast_precision_loss, reason = "counts for people")]
     let cpu = format!("{:.3}", tally.cpu.get() * 1000.0 / tally.execs.get().max(1) as f64);
     let clean = tally.is_clean() && left.is_empty();
-    let mut notes: Vec<String> = tally.failed.borrow().iter().map(|e| format!("{label}: {e}")).collect();
+    let mut notes: Vec<String> =
+        tally.failed.borrow().iter().map(|e| format!("{label}: {e}")).collect();
     notes.extend(left.iter().take(5).map(|l| format!("{label}: left {l}")));
     let named = |(name, text): (&str, String)| (name.to_owned(), text);
     let before = [
@@ -344,7 +369,8 @@ fn column(label: &str, driver: &Driver, tally: &Tally) -> Column {
         ("descriptors at the end, idle", late.1),
         ("shim CPU ms an exec", cpu),
     ];
-    let rows = before.map(named).into_iter().chain(tally.rows(driver, verdict)).chain(after.map(named));
+    let rows =
+        before.map(named).into_iter().chain(tally.rows(driver, verdict)).chain(after.map(named));
     Column { label: label.to_owned(), rows: rows.collect(), notes, clean }
 }
 
@@ -356,7 +382,8 @@ fn print_table(columns: &[Column]) {
     for (name, _) in longest.map(|column| &column.rows).into_iter().flatten() {
         print!("{name:32}");
         for column in columns {
-            let text = column.rows.iter().find(|(known, _)| known == name).map_or("-", |(_, text)| text);
+            let text =
+                column.rows.iter().find(|(known, _)| known == name).map_or("-", |(_, text)| text);
             print!("{text:>16}");
         }
         println!();

@@ -1,5 +1,6 @@
-//! The second load: one pod that lives long. Containers are created, run, exec'd into, killed (also for want of memory), paused and deleted in it, by the
-//! thousand; at the end all is as it was after the first few.
+//! The second load: one pod that lives long. Containers are created, run, exec'd into, killed (also
+//! for want of memory), paused and deleted in it, by the thousand; at the end all is as it was
+//! after the first few.
 
 use crate::{Column, Tally, bump};
 use cleat::protocol::{Empty, task as api};
@@ -26,7 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const EVENT_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of memory: enough for runc and a shell.
 const LIMIT: u64 = 24 << 20;
-/// More private memory than this after the first few is growth, KiB: the heap's own coming and going is less.
+/// More private memory than this after the first few is growth, KiB: the heap's own coming and
+/// going is less.
 const MEMORY_SLACK: u64 = 160;
 
 /// How one container lives.
@@ -74,13 +76,19 @@ struct Load {
 }
 
 /// Runs it. `lives` are those between the two counts.
-pub(crate) async fn run(driver: &Rc<Driver>, tally: &Rc<Tally>, lives: u64) -> Result<Column, DriverError> {
+pub(crate) async fn run(
+    driver: &Rc<Driver>,
+    tally: &Rc<Tally>,
+    lives: u64,
+) -> Result<Column, DriverError> {
     let id = driver.fresh("longpod");
     let (pod, mut client) = driver.running(&id, &["sleep", "1000000"]).await?;
     let shim = client.shim_pid(&id).await?;
     let is_ours = driver.shim().to_string_lossy().contains("cleat");
-    let omitted = [(Life::OutOfMemory, !has_memory_controller()), (Life::KilledWhilePaused, !is_ours)];
-    let omitted = omitted.into_iter().filter_map(|(life, is_omitted)| is_omitted.then_some(life)).collect();
+    let omitted =
+        [(Life::OutOfMemory, !has_memory_controller()), (Life::KilledWhilePaused, !is_ours)];
+    let omitted =
+        omitted.into_iter().filter_map(|(life, is_omitted)| is_omitted.then_some(life)).collect();
     let load = Rc::new(Load {
         driver: Rc::clone(driver),
         tally: Rc::clone(tally),
@@ -109,7 +117,8 @@ pub(crate) async fn run(driver: &Rc<Driver>, tally: &Rc<Tally>, lives: u64) -> R
 
 fn has_memory_controller() -> bool {
     let v2 = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-    v2.split_whitespace().any(|name| name == "memory") || Path::new("/sys/fs/cgroup/memory").exists()
+    v2.split_whitespace().any(|name| name == "memory")
+        || Path::new("/sys/fs/cgroup/memory").exists()
 }
 
 impl Load {
@@ -139,11 +148,17 @@ impl Load {
 
     /// The kind of the life with this number; each comes to each worker.
     fn life(&self, number: u64) -> Life {
-        let kinds: Vec<Life> = LIVES.into_iter().filter(|life| !self.omitted.contains(life)).collect();
+        let kinds: Vec<Life> =
+            LIVES.into_iter().filter(|life| !self.omitted.contains(life)).collect();
         kinds[usize::try_from(number).unwrap_or(0) % kinds.len()]
     }
 
-    async fn one(&self, client: &mut Option<Client>, id: &str, number: u64) -> Result<(), DriverError> {
+    async fn one(
+        &self,
+        client: &mut Option<Client>,
+        id: &str,
+        number: u64,
+    ) -> Result<(), DriverError> {
         let client = match client {
             Some(client) => client,
             None => client.insert(Client::connect(&self.pod.socket).await?),
@@ -153,7 +168,9 @@ impl Load {
         let say = format!("read line; echo \"got $line\"; exit {code}");
         let run = format!("sleep 1000000 & wait; exit {code}");
         let (arguments, status): (&[&str], u32) = match life {
-            Life::OutOfMemory => (&["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"], 137),
+            Life::OutOfMemory => {
+                (&["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"], 137)
+            }
             Life::Console | Life::Fifos => (&["sh", "-c", &say], code),
             Life::Failing => (&["/nonesuch"], 0),
             Life::Execs => (&["sh", "-c", &format!("trap 'exit {code}' TERM; {run}")], code),
@@ -224,7 +241,11 @@ impl Load {
                 client.kill(id, "", 15).await?;
             }
             Life::Paused | Life::KilledWhilePaused => {
-                client.process::<api::StateResponse>("Stats", id, "").await.map(drop).or_else(ignore_body)?;
+                client
+                    .process::<api::StateResponse>("Stats", id, "")
+                    .await
+                    .map(drop)
+                    .or_else(ignore_body)?;
                 client.call::<Empty>("Pause", &container).await?;
                 client.process::<api::StateResponse>("State", id, "").await?;
                 if life == Life::Paused {
@@ -242,7 +263,8 @@ impl Load {
             }
             Life::Console | Life::Fifos => {
                 if life == Life::Fifos {
-                    self.exec(client, id, "read line; echo \"got $line\"; exit 3", 3, Some(bundle)).await?;
+                    self.exec(client, id, "read line; echo \"got $line\"; exit 3", 3, Some(bundle))
+                        .await?;
                 }
                 channels.ok_or_else(|| DriverError("no channels".to_owned()))?.talk().await?;
             }
@@ -261,7 +283,8 @@ impl Load {
         channels: Option<&Path>,
     ) -> Result<(), DriverError> {
         let exec = self.driver.fresh("e");
-        let arguments: &[&str] = if script.is_empty() { &["/nonesuch"] } else { &["sh", "-c", script] };
+        let arguments: &[&str] =
+            if script.is_empty() { &["/nonesuch"] } else { &["sh", "-c", script] };
         let mut talks = None;
         match channels {
             Some(bundle) => {
@@ -312,12 +335,17 @@ impl Load {
         }
         let (verdict, told) = self.driver.ledger.settle_as(id, events, status);
         if verdict != Verdict::default() {
-            self.tally.fail_with(format!("{id}: told {}, expected {}", told.join(" "), events.join(" ")));
+            self.tally.fail_with(format!(
+                "{id}: told {}, expected {}",
+                told.join(" "),
+                events.join(" ")
+            ));
         }
         let kills = told.iter().filter(|line| *line == "oom").count();
         if life == Life::OutOfMemory && kills == 0 {
             bump(&self.kills_untold);
-            self.tally.fail_with(format!("{id}: killed for want of memory, told {}", told.join(" ")));
+            self.tally
+                .fail_with(format!("{id}: killed for want of memory, told {}", told.join(" ")));
         }
         *self.tally.verdict.borrow_mut() += verdict;
     }
@@ -370,7 +398,9 @@ impl Load {
         let pid = rustix::process::Pid::from_raw(i32::try_from(shim).ok()?)?;
         rustix::process::kill_process(pid, rustix::process::Signal::USR1).ok()?;
         let deadline = Instant::now() + EVENT_PATIENCE;
-        while self.driver.log_tail().matches("END state dump").count() == seen && Instant::now() < deadline {
+        while self.driver.log_tail().matches("END state dump").count() == seen
+            && Instant::now() < deadline
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let log = self.driver.log_tail();
@@ -395,18 +425,24 @@ impl Load {
         };
         rows.push(("private KiB".to_owned(), change(memory[0], memory[1])));
         rows.extend(
-            before.beside(after).map(|(kind, before, after)| (kind.to_owned(), change(before, after))),
+            before
+                .beside(after)
+                .map(|(kind, before, after)| (kind.to_owned(), change(before, after))),
         );
         let mut grown = before.grown(after);
         if memory[1] > memory[0] + MEMORY_SLACK {
             grown.push(format!("private KiB: {} before, {} after", memory[0], memory[1]));
         }
-        grown.extend(self.driver.ledger.open().into_iter().map(|told| format!("events of nobody: {told}")));
+        grown.extend(
+            self.driver.ledger.open().into_iter().map(|told| format!("events of nobody: {told}")),
+        );
         let label = &self.driver.label;
         let mut notes: Vec<String> =
             self.tally.failed.borrow().iter().map(|e| format!("{label}: {e}")).collect();
         notes.extend(grown.iter().map(|line| format!("{label}: {line}")));
-        notes.extend(self.omitted.iter().map(|life| format!("{label}: without lives of the kind {life:?}")));
+        notes.extend(
+            self.omitted.iter().map(|life| format!("{label}: without lives of the kind {life:?}")),
+        );
         Column {
             label: label.clone(),
             rows,

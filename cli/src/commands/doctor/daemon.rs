@@ -4,7 +4,9 @@ use super::{Check, advice, broken, ok, unknown, warning};
 use crate::{
     args::Places,
     config,
-    grpc::{Containerd, PluginsRequest, PluginsResponse, StatusRequest, StatusResponse, VersionResponse},
+    grpc::{
+        Containerd, PluginsRequest, PluginsResponse, StatusRequest, StatusResponse, VersionResponse,
+    },
 };
 use anyhow::Result;
 use cleat::protocol::Empty;
@@ -43,7 +45,11 @@ impl Daemon {
     pub(super) async fn ask(places: &Places) -> Self {
         let containerd = Containerd { address: &places.address };
         let version = containerd
-            .ask::<VersionResponse>("/containerd.services.version.v1.Version/Version", "", &Empty {})
+            .ask::<VersionResponse>(
+                "/containerd.services.version.v1.Version/Version",
+                "",
+                &Empty {},
+            )
             .await;
         let pid = containerd.pid().await.ok().flatten();
         let path = pid.and_then(path_of);
@@ -71,8 +77,9 @@ impl Daemon {
             })
             .collect();
         if !cri.is_empty() {
-            daemon.plugin =
-                Some(cri.into_iter().find_map(|plugin| plugin.failure).map(|failure| failure.message));
+            daemon.plugin = Some(
+                cri.into_iter().find_map(|plugin| plugin.failure).map(|failure| failure.message),
+            );
         }
         // After a start the plugin is there before it answers: it takes up its pods first.
         let end = Instant::now() + CRI_STARTS;
@@ -86,7 +93,8 @@ impl Daemon {
                 .await
                 .ok()
                 .flatten();
-            daemon.running = status.and_then(|status| serde_json::from_str(status.info.get("config")?).ok());
+            daemon.running =
+                status.and_then(|status| serde_json::from_str(status.info.get("config")?).ok());
             if daemon.running.is_some() || daemon.plugin != Some(None) || Instant::now() > end {
                 break;
             }
@@ -105,8 +113,12 @@ impl Daemon {
 
     /// The program on disk, beside the one that runs.
     fn program(&self) -> Check {
-        let running =
-            self.version.as_ref().ok().and_then(Option::as_ref).map(|answer| answer.version.clone());
+        let running = self
+            .version
+            .as_ref()
+            .ok()
+            .and_then(Option::as_ref)
+            .map(|answer| answer.version.clone());
         let text = match (config::version(&self.program), &running) {
             (Ok((_, text)), Some(running)) if !same(&text, running) => {
                 return warning(
@@ -128,7 +140,11 @@ impl Daemon {
         match config::parse_version(&text) {
             Some((1, 6..) | (2, 0..=3)) => ok("containerd", text),
             Some((0 | 1, _)) => broken("containerd", text, "1.6 or newer is needed"),
-            _ => warning("containerd", text, "newer than any that cleat was tested with (1.6 to 2.3)"),
+            _ => warning(
+                "containerd",
+                text,
+                "newer than any that cleat was tested with (1.6 to 2.3)",
+            ),
         }
     }
 
@@ -166,9 +182,12 @@ impl Daemon {
     fn files(&self) -> Option<Check> {
         let text = fs::read_to_string(format!("/proc/{}/limits", self.pid?)).ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-        let mut numbers = line.split_whitespace().map(|word| word.parse::<u64>().unwrap_or(u64::MAX));
+        let mut numbers =
+            line.split_whitespace().map(|word| word.parse::<u64>().unwrap_or(u64::MAX));
         let (soft, hard) = (numbers.next()?, numbers.next()?);
-        let name = |number: u64| if number == u64::MAX { "unlimited".to_owned() } else { number.to_string() };
+        let name = |number: u64| {
+            if number == u64::MAX { "unlimited".to_owned() } else { number.to_string() }
+        };
         let found = format!("containerd may open {} (at most {})", name(soft), name(hard));
         Some(match (soft, hard) {
             (FEW_FILES.., _) => ok("files", found),
@@ -201,18 +220,26 @@ impl Daemon {
                         "containerd 1.x forgets its own handler once the file names another one: name both: cleat install prints them, --write puts in what is missing",
                     );
                 }
-                let ours = config::handlers(document).into_iter().filter(|(_, shim)| shim.contains("cleat"));
+                let ours = config::handlers(document)
+                    .into_iter()
+                    .filter(|(_, shim)| shim.contains("cleat"));
                 ours.map(|(name, _)| name).collect()
             }
             Err(e) if is_refusal_of_rights(e) => {
                 return unknown("handler", format!("{e:#}"), "run it with sudo");
             }
             Err(e) if config::find_program(&self.program).is_some() => {
-                return broken("handler", format!("{e:#}"), "containerd would not start with this file");
+                return broken(
+                    "handler",
+                    format!("{e:#}"),
+                    "containerd would not start with this file",
+                );
             }
             Err(_) => Vec::new(),
         };
-        if in_file.is_empty() && dump.as_ref().is_ok_and(|dump| !config::has_no_cri(dump)) && names_us(places)
+        if in_file.is_empty()
+            && dump.as_ref().is_ok_and(|dump| !config::has_no_cri(dump))
+            && names_us(places)
         {
             return warning(
                 "handler",
@@ -259,10 +286,15 @@ impl Daemon {
                 .any(|field| field.as_str().is_some_and(|text| text.contains("cleat")))
         };
         let runtimes = running["containerd"]["runtimes"].as_object();
-        let ours: Vec<String> =
-            runtimes.into_iter().flat_map(|runtimes| runtimes.keys().cloned()).filter(known).collect();
-        let missing: Vec<String> = in_file.iter().filter(|name| !ours.contains(name)).cloned().collect();
-        let gone: Vec<String> = ours.iter().filter(|name| !in_file.contains(name)).cloned().collect();
+        let ours: Vec<String> = runtimes
+            .into_iter()
+            .flat_map(|runtimes| runtimes.keys().cloned())
+            .filter(known)
+            .collect();
+        let missing: Vec<String> =
+            in_file.iter().filter(|name| !ours.contains(name)).cloned().collect();
+        let gone: Vec<String> =
+            ours.iter().filter(|name| !in_file.contains(name)).cloned().collect();
         let default = running["containerd"]["defaultRuntimeName"].as_str().unwrap_or_default();
         let wanted = dump.as_ref().ok().and_then(config::default_handler).unwrap_or_default();
         let restart = "it was not restarted since: systemctl restart containerd (pods live on)";
@@ -276,7 +308,10 @@ impl Daemon {
         if !missing.is_empty() {
             return warning(
                 "handler",
-                format!("{} in the file, but the running containerd does not know it", missing.join(", ")),
+                format!(
+                    "{} in the file, but the running containerd does not know it",
+                    missing.join(", ")
+                ),
                 restart,
             );
         }
@@ -295,10 +330,13 @@ impl Daemon {
             );
         }
         match ours.is_empty() {
-            true => {
-                ok("handler", "none for pods (cleat install makes one); ctr, nerdctl and Docker need none")
+            true => ok(
+                "handler",
+                "none for pods (cleat install makes one); ctr, nerdctl and Docker need none",
+            ),
+            false => {
+                ok("handler", format!("{} ({TYPE}); the default is {default}", ours.join(", ")))
             }
-            false => ok("handler", format!("{} ({TYPE}); the default is {default}", ours.join(", "))),
         }
     }
 }
@@ -333,6 +371,7 @@ fn program_of(pid: u32) -> Option<PathBuf> {
 /// PATH in the environment of a process.
 fn path_of(pid: u32) -> Option<OsString> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let path = environment.split(|b| *b == 0).find_map(|variable| variable.strip_prefix(b"PATH="))?;
+    let path =
+        environment.split(|b| *b == 0).find_map(|variable| variable.strip_prefix(b"PATH="))?;
     Some(OsString::from_vec(path.to_vec()))
 }

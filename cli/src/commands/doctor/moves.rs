@@ -29,7 +29,8 @@ impl Place {
         let path = root.join(format!("cleat-doctor-{}", std::process::id()));
         // It ends with its stdin: with us.
         let mut idle = Command::new("cat");
-        let idle = idle.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let idle =
+            idle.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let place = Self(path, idle);
         fs::create_dir(&place.0)?;
         Ok(place)

@@ -72,7 +72,8 @@ fn versions(shims: &[Shim]) -> Check {
     for shim in shims {
         *counts.entry(ps::name(shim)).or_default() += 1;
     }
-    let list: Vec<String> = counts.iter().map(|(name, count)| format!("{count} × {name}")).collect();
+    let list: Vec<String> =
+        counts.iter().map(|(name, count)| format!("{count} × {name}")).collect();
     let old = shims.iter().filter(|shim| shim.kind == Kind::Cleat && shim.program_replaced).count();
     match (list.is_empty(), old) {
         (true, _) => ok("versions", "no shim runs"),
@@ -122,8 +123,8 @@ fn without_shim(places: &Places, shims: &[Shim]) -> Check {
                         && shim.socket == node::address_of(&bundle.path()))
                     || shim.bundle == bundle.path()
             });
-            let has_listener =
-                node::address_of(&bundle.path()).is_some_and(|socket| cleat::start::is_alive(&socket));
+            let has_listener = node::address_of(&bundle.path())
+                .is_some_and(|socket| cleat::start::is_alive(&socket));
             if is_old && !is_known && !has_listener && bundle.path().join("config.json").exists() {
                 lost.push(format!("{}/{id}", namespace.file_name().to_string_lossy()));
             }
@@ -172,7 +173,12 @@ fn events(shims: &[Shim]) -> Check {
         let events = shim.own.as_ref()?.events?;
         let is_long = events.waiting > 0 && u128::from(events.oldest_ms) > LONG_EVENT.as_millis();
         is_long.then(|| {
-            format!("{} of {} for {}", events.waiting, name(shim), output::age(events.oldest_ms / 1000))
+            format!(
+                "{} of {} for {}",
+                events.waiting,
+                name(shim),
+                output::age(events.oldest_ms / 1000)
+            )
         })
     });
     let waiting: Vec<String> = waiting.collect();
@@ -189,8 +195,10 @@ fn events(shims: &[Shim]) -> Check {
 fn spools(shims: &[Shim]) -> Check {
     let kept = shims.iter().filter_map(|shim| {
         let own = shim.own.as_ref()?;
-        let processes =
-            own.containers.iter().flat_map(|container| container.init.iter().chain(&container.execs));
+        let processes = own
+            .containers
+            .iter()
+            .flat_map(|container| container.init.iter().chain(&container.execs));
         let bytes: u64 =
             processes.flat_map(|process| &process.streams).map(|stream| stream.spooled_bytes).sum();
         (bytes > 0).then(|| format!("{} of {}", output::bytes(bytes), name(shim)))
