@@ -697,7 +697,7 @@ mod tests {
                 17 if which.is_multiple_of(2) => self.wait(None),
                 17 => self.wait(Some(exec)),
                 _ if self.init_alive || !self.live_execs.is_empty() => {
-                    drop(self.apply(Event::OomKilled))
+                    self.apply(Event::OomKilled);
                 }
                 _ => {}
             }
@@ -737,10 +737,10 @@ mod tests {
                     assert!(answered, "who waits for it is answered");
                 }
                 Call::Pause => {
-                    drop(self.apply(if well { Event::Paused } else { Event::PauseFailed }))
+                    self.apply(if well { Event::Paused } else { Event::PauseFailed });
                 }
                 Call::Resume => {
-                    drop(self.apply(if well { Event::Resumed } else { Event::ResumeFailed }))
+                    self.apply(if well { Event::Resumed } else { Event::ResumeFailed });
                 }
                 Call::Checkpoint if well => {
                     drop(self.apply(Event::Checkpointed { image: String::new() }))
