@@ -18,8 +18,9 @@ use std::{
 const FREEZING: Duration = Duration::from_secs(10);
 /// v1 says nothing when they do: it is asked.
 const LOOK: Duration = Duration::from_millis(1);
-/// v1 stands still at "almost" for a process that was created meanwhile, until it is asked again.
+/// Looks after which v1 is let go on, and for how long.
 const AGAIN: u32 = 20;
+const GOING_ON: Duration = Duration::from_millis(10);
 /// The dead leave their cgroup a moment after their parent has heard of them.
 const LEAVING: Duration = Duration::from_millis(100);
 /// How long the killed may take.
@@ -100,14 +101,14 @@ fn remove_below(directory: &Path, depth: usize, deadline: Instant) -> io::Result
     }
 }
 
-/// Admin-guide/cgroup-v1/freezer-subsystem.rst.
+/// Admin-guide/cgroup-v1/freezer-subsystem.rst. What is born meanwhile, or waits for somebody who
+/// stands already, as after vfork(2), keeps all at "almost": it is let go on for a moment, and asked
+/// again, as runc does.
 fn freeze_v1(directory: &Path) -> io::Result<()> {
     let file = directory.join("freezer.state");
     let deadline = Instant::now() + FREEZING;
-    for look in 0_u32.. {
-        if look % AGAIN == 0 {
-            std::fs::write(&file, "FROZEN")?;
-        }
+    for look in 1_u32.. {
+        std::fs::write(&file, "FROZEN")?;
         if String::from_utf8_lossy(&read_bounded(&file, 64)?).trim() == "FROZEN" {
             return Ok(());
         }
@@ -115,6 +116,10 @@ fn freeze_v1(directory: &Path) -> io::Result<()> {
             break;
         }
         std::thread::sleep(LOOK);
+        if look % AGAIN == 0 {
+            std::fs::write(&file, "THAWED")?;
+            std::thread::sleep(GOING_ON);
+        }
     }
     Err(io::ErrorKind::TimedOut.into())
 }

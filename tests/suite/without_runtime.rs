@@ -344,3 +344,27 @@ fn the_runtime_pauses_and_resumes_what_we_have_started_and_we_what_it_has_paused
     assert!(!lone.record().exists() && lone.cgroups().is_empty());
     lone.end();
 }
+
+#[test]
+fn what_is_being_born_does_not_keep_it_from_standing_still() {
+    let mut lone = Lone::new(|config| {
+        config["process"]["args"] = json!([
+            "sh",
+            "-c",
+            "for i in 1 2 3 4; do while :; do (true); busybox true; done & done; wait"
+        ]);
+    });
+    lone.start().unwrap();
+    lone.take_runtime_away();
+    for _ in 0..30 {
+        lone.call("Pause");
+        assert_eq!(lone.status().as_deref(), Some("paused"));
+        lone.call("Resume");
+    }
+    lone.call("Pause");
+    signal(&mut lone.direct, "b", "", 9).unwrap();
+    assert_eq!(wait_for(&mut lone.direct), 137);
+    lone.delete().unwrap();
+    assert_eq!(lone.calls(), "");
+    lone.end();
+}
