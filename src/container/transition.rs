@@ -743,7 +743,7 @@ mod tests {
                     self.apply(if well { Event::Resumed } else { Event::ResumeFailed });
                 }
                 Call::Checkpoint if well => {
-                    drop(self.apply(Event::Checkpointed { image: String::new() }))
+                    self.apply(Event::Checkpointed { image: String::new() });
                 }
                 Call::Checkpoint => {}
                 Call::Delete if well => {
