@@ -200,15 +200,19 @@ fn a_kill_is_told_though_there_is_no_descriptor_left() {
     rig.run_with(&["--runtime", CLEAT, "--memory-limit", LIMIT], "a", &["sh", "-c", &script]);
     let mut direct = rig.direct("a");
     direct.state("a", "").unwrap();
-    let shim = rig.shim().to_string();
-    let limit = |files: &str| {
-        let status = std::process::Command::new("prlimit").args(["--pid", &shim, files]).status();
-        assert!(status.unwrap().success());
+    let shim = rig.shim();
+    let limits = read_all(format!("/proc/{shim}/limits"));
+    let hard = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let maximum = hard.split_whitespace().nth(1).unwrap().parse().ok();
+    let limit = |files: u64| {
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+        let limit = Rlimit { current: Some(files), maximum };
+        prlimit(Pid::from_raw(shim.cast_signed()), Resource::Nofile, limit).unwrap();
     };
-    limit("--nofile=4:");
+    limit(4);
     fs::write(format!("/proc/{}/root/go", rig.init("a")), "").unwrap();
     assert_eq!(wait(&mut direct, ""), 137);
-    limit("--nofile=1024:");
+    limit(1024);
     rig.remove("a");
     events.wait_for("delete", 1);
     assert_eq!(count(&events, "a", "oom"), 1, "{:?}", events.of("a"));
