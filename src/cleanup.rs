@@ -130,7 +130,7 @@ fn remove_cgroup(bundle: &Bundle, id: &Id, is_ours: bool, deadline: Instant) {
     let patience = deadline.min(Instant::now() + CGROUP_PATIENCE);
     while !cgroup.remove(id.as_str()) && Instant::now() < patience {
         if is_ours {
-            cgroup.signal(libc::SIGKILL);
+            cgroup.kill();
         }
         let _ = poll(&mut [], Some(&pause));
     }

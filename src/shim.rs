@@ -950,13 +950,8 @@ impl Shim {
         let number = signal.to_string();
         // What the pid is of, a runtime that is not known alone knows: with gVisor's it is the
         // sandbox's.
-        if exec.is_none()
-            && all
-            && is_exact
-            && let Some(cgroup) = cgroup
-        {
-            let result = self.in_cgroup(cgroup, move |cgroup| signal_all(cgroup, signal)).await;
-            return result.map_err(|source| ShimError::Io { verb: "signal all processes", source });
+        if exec.is_none() && all && signal == libc::SIGKILL && self.kill_directly(id).await {
+            return Ok(());
         }
         if exec.is_none() && (all || !is_exact) {
             let words: &[&str] = if all { &["kill", "--all"] } else { &["kill"] };
@@ -1018,7 +1013,7 @@ impl Shim {
     /// Freezes the container.
     pub async fn pause(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
         let transition = self.begin(id, Event::PauseRequested, Verb::Pause)?;
-        let result = match self.freezable(id)? {
+        let result = match self.own_cgroup(id)? {
             Some(cgroup) => Ok(self.in_cgroup(cgroup, Cgroup::freeze).await),
             None => {
                 let runtime = self.with(id, |owned| owned.runtime.clone())?;
@@ -1038,7 +1033,7 @@ impl Shim {
     /// Thaws it.
     pub async fn resume(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
         let transition = self.begin(id, Event::ResumeRequested, Verb::Resume)?;
-        let result = match self.freezable(id)? {
+        let result = match self.own_cgroup(id)? {
             Some(cgroup) => Ok(self.in_cgroup(cgroup, Cgroup::thaw).await),
             None => {
                 let runtime = self.with(id, |owned| owned.runtime.clone())?;
@@ -1049,12 +1044,21 @@ impl Shim {
         transition.succeed(Event::Resumed)
     }
 
-    /// The cgroup of a container whose runtime tells its state by it, as runc and crun do.
-    fn freezable(&self, id: &Id) -> Result<Option<Rc<Cgroup>>, ShimError> {
+    /// The cgroup of a container whose runtime tells its state by it, as runc and crun do, if it is
+    /// the container's alone.
+    fn own_cgroup(&self, id: &Id) -> Result<Option<Rc<Cgroup>>, ShimError> {
         self.with(id, |owned| {
-            let cgroup = owned.cgroup.clone().filter(|_| owned.direct.is_some());
-            cgroup.filter(|cgroup| cgroup.directory("freezer").is_some_and(std::path::Path::exists))
+            let direct = owned.direct.clone()?;
+            owned.cgroup.clone().filter(|cgroup| direct.owns(id, cgroup))
         })
+    }
+
+    /// Kills all that is in a container's cgroup. `false`: the runtime is to do it.
+    async fn kill_directly(&self, id: &Id) -> bool {
+        match self.own_cgroup(id) {
+            Ok(Some(cgroup)) => self.in_cgroup(cgroup, Cgroup::kill_all).await.is_ok(),
+            _ => false,
+        }
     }
 
     /// Does something to all processes of a cgroup, in a helper.
@@ -1137,7 +1141,10 @@ impl Shim {
             thaw_dead(id, &cgroup);
         }
         // Neither runc nor crun needs the rootfs for the rest.
-        let is_done = ran && self.remove_directly(id, &bundle, has_mounts).await?;
+        let removed = match ran {
+            true => self.remove_directly(id, &bundle, has_mounts).await,
+            false => Ok(false),
+        };
         if !keeps_record || runtime.has_record(id) {
             match Box::pin(self.runtimes.delete(&runtime, id, false)).await {
                 Err(failure) if !failure.is_unknown_container() => {
@@ -1158,7 +1165,7 @@ impl Shim {
         if !ran {
             io.close();
         }
-        if has_mounts && !is_done {
+        if !removed? && has_mounts {
             self.unmounted(self.in_helper(|| unmount_below(&bundle.rootfs()))).await?;
         }
         Ok(())
@@ -1304,12 +1311,8 @@ impl Shim {
     /// Kills what is left of a container whose processes share somebody else's pid namespace.
     async fn kill_rest(self: Rc<Self>, id: Id) {
         let clearing = self.under_way(&id, Verb::Clear);
-        let known = self.with(&id, |owned| owned.cgroup.clone().filter(|_| owned.keeps_record));
-        if let Ok(Some(cgroup)) = known {
-            if let Err(e) = self.in_cgroup(cgroup, Cgroup::kill_all).await {
-                log::error!("kill all processes container={id}: {e}");
-            }
-        } else if let Ok(runtime) = self.with(&id, |owned| owned.runtime.clone())
+        if !self.kill_directly(&id).await
+            && let Ok(runtime) = self.with(&id, |owned| owned.runtime.clone())
             && let Err(failure) =
                 self.runtimes.command(&runtime, &["kill", "--all", id.as_str(), "9"]).await
             && !failure.is_already_finished()
@@ -1754,15 +1757,6 @@ fn unmount_below(rootfs: &std::path::Path) -> Result<(), String> {
             std::io::Error::from_raw_os_error(errno)
         )),
     }
-}
-
-/// Signals what is in a cgroup.
-fn signal_all(cgroup: &Cgroup, signal: i32) -> std::io::Result<()> {
-    if signal == libc::SIGKILL {
-        return cgroup.kill_all();
-    }
-    cgroup.signal(signal);
-    Ok(())
 }
 
 fn kill_failure(failure: Failure) -> ShimError {

@@ -118,8 +118,8 @@ impl Cgroup {
         ours.filter(|path| std::fs::remove_dir(path).is_err_and(|e| !is_absent(&e))).count() == 0
     }
 
-    /// Signals every process that is in one of its directories, and not in another cgroup by then.
-    pub fn signal(&self, signal: i32) {
+    /// Kills every process that is in one of its directories, and not in another cgroup by then.
+    pub fn kill(&self) {
         let inside = || {
             let mut pids = Vec::new();
             for directory in self.directories() {
@@ -137,7 +137,7 @@ impl Cgroup {
         // A number may have become another's before it was held.
         let still = inside();
         for (_, pidfd) in held.iter().filter(|(pid, _)| still.contains(pid)) {
-            let _ = process::signal_pidfd(pidfd.as_fd(), signal);
+            let _ = process::signal_pidfd(pidfd.as_fd(), libc::SIGKILL);
         }
     }
 

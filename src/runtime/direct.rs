@@ -37,6 +37,7 @@ pub struct Direct {
     record: PathBuf,
     starts: bool,
     removes: bool,
+    freezes: bool,
 }
 
 impl Direct {
@@ -48,6 +49,7 @@ impl Direct {
             starts: is_plain && !late.poststart,
             // systemd has to forget a scope that failed: the runtime asks it to.
             removes: is_plain && !late.poststop && !late.intel_rdt && !systemd_cgroup,
+            freezes: is_plain,
         }
     }
 
@@ -75,6 +77,14 @@ impl Direct {
         self.removes
     }
 
+    /// Whether what is done to its cgroup is what the runtime would do. Where the cgroup does not bear
+    /// the container's name, others may be in it: us, for one.
+    pub fn owns(&self, id: &Id, cgroup: &Cgroup) -> bool {
+        let is_named = |path: &Path| path.file_name().is_some_and(|last| last == id.as_str());
+        self.freezes
+            && cgroup.directory("freezer").is_some_and(|path| is_named(path) && path.exists())
+    }
+
     /// Removes what the runtime keeps of a container whose processes have ended. May block in the
     /// kernel. An error: it is not as it should be, and the runtime is to do it.
     pub fn remove(&self, id: &Id, cgroup: &Cgroup) -> Result<(), String> {
@@ -92,16 +102,20 @@ impl Direct {
             }
         }
         cgroup.remove_tree(id.as_str()).map_err(failed("remove the cgroup"))?;
-        for name in known {
-            match std::fs::remove_file(self.record.join(name)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("remove the record")(e));
-                }
-                _ => {}
-            }
-        }
-        std::fs::remove_dir(&self.record).map_err(failed("remove the record"))
+        // Aside first: of a record that is there in part the runtime can do nothing.
+        let aside = self.record.with_file_name(format!(".{id}.deleted"));
+        discard(&aside, known);
+        std::fs::rename(&self.record, &aside).map_err(failed("remove the record"))?;
+        discard(&aside, known);
+        Ok(())
     }
+}
+
+fn discard(record: &Path, known: &[&str]) {
+    for name in known {
+        let _ = std::fs::remove_file(record.join(name));
+    }
+    let _ = std::fs::remove_dir(record);
 }
 
 fn open(fifo: &Path, direction: OFlags) -> Option<OwnedFd> {
@@ -240,7 +254,7 @@ mod tests {
     fn what_the_configuration_wants_of_the_runtime_is_the_runtimes() {
         let ways = |by, late, systemd| {
             let direct = Direct::new(by, PathBuf::new(), late, systemd);
-            (direct.starts, direct.removes)
+            (direct.starts, direct.removes && direct.freezes)
         };
         let none = Late::default();
         assert_eq!(ways(Known::Runc, none, false), (true, true));

@@ -48,6 +48,9 @@ pub fn find(runtime: &str) -> Option<(PathBuf, FileId)> {
 /// The package of runc's `main`, as Go's linker notes it.
 const RUNC: &[u8] = b"github.com/opencontainers/runc";
 
+/// An annotation that crun alone knows.
+const CRUN: &[u8] = b"run.oci.systemd.subgroup";
+
 /// Which program this file is: a script, or a program of another `main`, is none of them, whomever
 /// it calls. It has just been run, so its file system answers.
 pub(super) fn known(path: &Path) -> Option<Known> {
@@ -55,10 +58,11 @@ pub(super) fn known(path: &Path) -> Option<Known> {
     match file.main_package() {
         Some(package) if package == RUNC => Some(Known::Runc),
         Some(_) => None,
-        // crun is written in C, which notes no such thing.
+        // crun is written in C, which notes no such thing: its name, and a text that a program around
+        // it has no use for.
         None => {
             let real = std::fs::canonicalize(path).ok()?;
-            (real.file_name()? == "crun").then_some(Known::Crun)
+            (real.file_name()? == "crun" && file.has_constant(CRUN)).then_some(Known::Crun)
         }
     }
 }
@@ -78,6 +82,8 @@ const BUILD_READ: usize = 1024;
 /// Sections, and bytes of their names, that are looked at.
 const MAX_SECTIONS: usize = 256;
 const MAX_NAMES: usize = 16 << 10;
+/// Bytes of constants that are looked through.
+const MAX_CONSTANTS: usize = 1 << 20;
 
 impl Elf {
     fn open(path: &Path) -> Option<Self> {
@@ -113,6 +119,14 @@ impl Elf {
             name.is_some_and(|name| name.starts_with(wanted))
         };
         place((0..count).filter_map(section).find(is_wanted)?)
+    }
+
+    /// Whether it has this text among its constants.
+    fn has_constant(&self, text: &[u8]) -> bool {
+        let Some((at, length)) = self.section(b".rodata\0") else { return false };
+        let length = usize::try_from(length).unwrap_or(0).min(MAX_CONSTANTS);
+        let constants = self.read(at, length).unwrap_or_default();
+        constants.windows(text.len()).any(|window| window == text)
     }
 
     /// The package of `main` of a Go program; empty if it does not say. `None` of others.

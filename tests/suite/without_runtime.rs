@@ -3,8 +3,8 @@
 //! step.
 
 use crate::support::{
-    self, CLEAT, Direct, Rig, alive, bundle_beside, kill, oci_runtime, process, read_all, script,
-    signal, text, until,
+    self, CLEAT, Direct, Rig, alive, bundle_beside, is_unified, kill, oci_runtime, process,
+    read_all, script, signal, text, until,
 };
 use cleat::protocol::{
     Any, Empty,
@@ -156,7 +156,8 @@ fn a_whole_life_has_one_call_of_the_runtime() {
     assert_eq!(lone.status().as_deref(), Some("paused"));
     lone.call("Resume");
     assert_eq!(lone.status().as_deref(), Some("running"));
-    let request = api::KillRequest { id: "b".into(), exec_id: String::new(), signal: 9, all: true };
+    let request =
+        api::KillRequest { id: "b".into(), exec_id: String::new(), signal: 9, all: is_unified() };
     lone.direct.call::<Empty>("Kill", &request).unwrap();
     let waited: api::WaitResponse = lone.direct.call("Wait", &process("b", "")).unwrap();
     assert_eq!(waited.exit_status, 137);
