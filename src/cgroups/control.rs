@@ -38,8 +38,8 @@ impl Cgroup {
         frozen
     }
 
-    /// Kills all that is in it and below it, and what is born there meanwhile (Linux 5.14). An error
-    /// where the kernel has no such file: whoever lists and signals misses some.
+    /// Kills all that is in it and below it, and what is born there meanwhile (Linux 5.14). An
+    /// error where the kernel has no such file: whoever lists and signals misses some.
     pub fn kill_all(&self) -> io::Result<()> {
         match self {
             Self::V1(_) => Err(io::ErrorKind::Unsupported.into()),
@@ -84,8 +84,8 @@ fn remove_below(directory: &Path, depth: usize, deadline: Instant) -> io::Result
 }
 
 /// Admin-guide/cgroup-v1/freezer-subsystem.rst. What is born meanwhile, or waits for somebody who
-/// stands already, as after vfork(2), keeps all at "almost": it is let go on for a moment, and asked
-/// again, as runc does.
+/// stands already, as after vfork(2), keeps all at "almost": it is let go on for a moment, and
+/// asked again, as runc does.
 fn freeze_v1(directory: &Path) -> io::Result<()> {
     let file = directory.join("freezer.state");
     let deadline = Instant::now() + FREEZING;

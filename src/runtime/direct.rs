@@ -77,8 +77,8 @@ impl Direct {
         self.removes
     }
 
-    /// Whether what is done to its cgroup is what the runtime would do. Where the cgroup does not bear
-    /// the container's name, others may be in it: us, for one.
+    /// Whether what is done to its cgroup is what the runtime would do. Where the cgroup does not
+    /// bear the container's name, others may be in it: us, for one.
     pub fn owns(&self, id: &Id, cgroup: &Cgroup) -> bool {
         let is_named = |path: &Path| path.file_name().is_some_and(|last| last == id.as_str());
         self.freezes
@@ -248,6 +248,25 @@ mod tests {
         std::fs::remove_dir(dir.path().join("more")).unwrap();
         assert_eq!(direct.remove(&id, &cgroup), Ok(()));
         assert!(!dir.path().exists());
+    }
+
+    // The init may have stayed in a cgroup of ours: all that is in it would stand still, or die.
+    #[test]
+    fn a_cgroup_that_does_not_bear_its_name_is_the_runtimes() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = Id::new("x").unwrap();
+        std::fs::create_dir_all(dir.path().join("x/y")).unwrap();
+        let direct = |late| Direct::new(Known::Crun, PathBuf::new(), late, false);
+        let at = |path: &str| Cgroup::V2(dir.path().join(path));
+        assert!(direct(Late::default()).owns(&id, &at("x")));
+        assert!(!direct(Late::default()).owns(&id, &at("x/y")));
+        assert!(!direct(Late::default()).owns(&id, &at("z/x")), "it is not there");
+        assert!(!direct(Late { crun: true, ..Late::default() }).owns(&id, &at("x")));
+        let v1 = |path: &str| Cgroup::V1(vec![("freezer".into(), dir.path().join(path))]);
+        assert!(
+            direct(Late::default()).owns(&id, &v1("x"))
+                && !direct(Late::default()).owns(&id, &v1("x/y"))
+        );
     }
 
     #[test]

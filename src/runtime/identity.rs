@@ -58,8 +58,8 @@ pub(super) fn known(path: &Path) -> Option<Known> {
     match file.main_package() {
         Some(package) if package == RUNC => Some(Known::Runc),
         Some(_) => None,
-        // crun is written in C, which notes no such thing: its name, and a text that a program around
-        // it has no use for.
+        // crun is written in C, which notes no such thing: its name, and a text that a program
+        // around it has no use for.
         None => {
             let real = std::fs::canonicalize(path).ok()?;
             (real.file_name()? == "crun" && file.has_constant(CRUN)).then_some(Known::Crun)
