@@ -947,15 +947,13 @@ impl Shim {
             }
             Ok((process.pid, owned.runtime.clone(), owned.cgroup.clone(), owned.keeps_record))
         })??;
-        let number = signal.to_string();
+        if exec.is_none() && all {
+            return self.signal_all(id, &runtime, signal).await.map_err(kill_failure);
+        }
         // What the pid is of, a runtime that is not known alone knows: with gVisor's it is the
         // sandbox's.
-        if exec.is_none() && all && signal == libc::SIGKILL && self.kill_directly(id).await {
-            return Ok(());
-        }
-        if exec.is_none() && (all || !is_exact) {
-            let words: &[&str] = if all { &["kill", "--all"] } else { &["kill"] };
-            let arguments = [words, &[id.as_str(), &number]].concat();
+        if exec.is_none() && !is_exact {
+            let arguments = ["kill", id.as_str(), &signal.to_string()];
             return self.runtimes.command(&runtime, &arguments).await.map_err(kill_failure);
         }
         let key = ProcessKey { container: id.clone(), exec: exec.cloned() };
@@ -1013,35 +1011,34 @@ impl Shim {
     /// Freezes the container.
     pub async fn pause(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
         let transition = self.begin(id, Event::PauseRequested, Verb::Pause)?;
-        let result = match self.own_cgroup(id)? {
-            Some(cgroup) => Ok(self.in_cgroup(cgroup, Cgroup::freeze).await),
-            None => {
-                let runtime = self.with(id, |owned| owned.runtime.clone())?;
-                Err(Box::pin(self.runtimes.command(&runtime, &["pause", id.as_str()])).await)
-            }
-        };
+        let result = self.change_freezer(id, FREEZE).await;
         // It may have died meanwhile.
         let dead =
             self.with(id, |owned| owned.cgroup.clone().filter(|_| owned.state.init_has_exited()));
         if let Ok(Some(cgroup)) = dead {
             thaw_dead(id, &cgroup);
         }
-        done(result, "OCI runtime pause failed", "freeze the container")?;
+        result?;
         transition.succeed(Event::Paused)
     }
 
     /// Thaws it.
     pub async fn resume(self: &Rc<Self>, id: &Id) -> Result<(), ShimError> {
         let transition = self.begin(id, Event::ResumeRequested, Verb::Resume)?;
-        let result = match self.own_cgroup(id)? {
-            Some(cgroup) => Ok(self.in_cgroup(cgroup, Cgroup::thaw).await),
-            None => {
-                let runtime = self.with(id, |owned| owned.runtime.clone())?;
-                Err(Box::pin(self.runtimes.command(&runtime, &["resume", id.as_str()])).await)
-            }
-        };
-        done(result, "OCI runtime resume failed", "thaw the container")?;
+        self.change_freezer(id, THAW).await?;
         transition.succeed(Event::Resumed)
+    }
+
+    /// Freezes or thaws a container: through its cgroup where that is its own, else the runtime.
+    async fn change_freezer(&self, id: &Id, change: Freezer) -> Result<(), ShimError> {
+        let Freezer { work, verb, word, context } = change;
+        if let Some(cgroup) = self.own_cgroup(id)? {
+            let changed = self.in_cgroup(cgroup, work).await;
+            return changed.map_err(|source| ShimError::Io { verb, source });
+        }
+        let runtime = self.with(id, |owned| owned.runtime.clone())?;
+        let changed = Box::pin(self.runtimes.command(&runtime, &[word, id.as_str()])).await;
+        changed.map_err(|failure| ShimError::Runtime { context, failure })
     }
 
     /// The cgroup of a container whose runtime tells its state by it, as runc and crun do, if it is
@@ -1053,12 +1050,18 @@ impl Shim {
         })
     }
 
-    /// Kills all that is in a container's cgroup. `false`: the runtime is to do it.
-    async fn kill_directly(&self, id: &Id) -> bool {
-        match self.own_cgroup(id) {
-            Ok(Some(cgroup)) => self.in_cgroup(cgroup, Cgroup::kill_all).await.is_ok(),
-            _ => false,
+    /// Signals all processes of a container: SIGKILL through its cgroup where that is its own and
+    /// the kernel can, else the runtime.
+    async fn signal_all(&self, id: &Id, runtime: &Runtime, signal: i32) -> Result<(), Failure> {
+        if signal == libc::SIGKILL
+            && let Ok(Some(cgroup)) = self.own_cgroup(id)
+            && cgroup.can_kill_all()
+            && self.in_cgroup(cgroup, Cgroup::kill_all).await.is_ok()
+        {
+            return Ok(());
         }
+        let number = signal.to_string();
+        self.runtimes.command(runtime, &["kill", "--all", id.as_str(), &number]).await
     }
 
     /// Does something to all processes of a cgroup, in a helper.
@@ -1166,18 +1169,9 @@ impl Shim {
             io.close();
         }
         if !removed? && has_mounts {
-            self.unmounted(self.in_helper(|| unmount_below(&bundle.rootfs()))).await?;
+            self.unmount(&bundle).await.map_err(not_unmounted)?;
         }
         Ok(())
-    }
-
-    /// The end of a helper that unmounts a rootfs.
-    async fn unmounted(&self, helper: std::io::Result<Helper>) -> Result<(), ShimError> {
-        let ended = match helper {
-            Ok(helper) => self.end_of(helper, MOUNT_DEADLINE).await,
-            Err(e) => Err(format!("start a helper: {e}")),
-        };
-        ended.map_err(|reason| ShimError::Rootfs { context: "failed rootfs umount", reason })
     }
 
     /// Removes what the runtime keeps of a dead container, as far as that goes, and unmounts its
@@ -1200,7 +1194,7 @@ impl Shim {
             let _ = direct.remove(id, &cgroup);
             rootfs.map_or(Ok(()), |rootfs| unmount_below(&rootfs))
         });
-        self.unmounted(helper).await?;
+        self.unmounted(helper).await.map_err(not_unmounted)?;
         Ok(true)
     }
 
@@ -1234,7 +1228,11 @@ impl Shim {
     }
 
     async fn unmount(&self, bundle: &Bundle) -> Result<(), String> {
-        let helper = self.in_helper(|| unmount_below(&bundle.rootfs()));
+        self.unmounted(self.in_helper(|| unmount_below(&bundle.rootfs()))).await
+    }
+
+    /// The end of a helper that unmounts a rootfs.
+    async fn unmounted(&self, helper: std::io::Result<Helper>) -> Result<(), String> {
         self.end_of(helper.map_err(|e| format!("start a helper: {e}"))?, MOUNT_DEADLINE).await
     }
 
@@ -1311,10 +1309,8 @@ impl Shim {
     /// Kills what is left of a container whose processes share somebody else's pid namespace.
     async fn kill_rest(self: Rc<Self>, id: Id) {
         let clearing = self.under_way(&id, Verb::Clear);
-        if !self.kill_directly(&id).await
-            && let Ok(runtime) = self.with(&id, |owned| owned.runtime.clone())
-            && let Err(failure) =
-                self.runtimes.command(&runtime, &["kill", "--all", id.as_str(), "9"]).await
+        if let Ok(runtime) = self.with(&id, |owned| owned.runtime.clone())
+            && let Err(failure) = self.signal_all(&id, &runtime, libc::SIGKILL).await
             && !failure.is_already_finished()
             && !failure.is_unknown_container()
         {
@@ -1735,16 +1731,29 @@ fn has_room_for_a_process() -> Result<(), ShimError> {
     Err(ShimError::Io { verb: "start a process", source })
 }
 
-/// How something ended that was done by us, or else by the runtime.
-fn done(
-    result: Result<std::io::Result<()>, Result<(), Failure>>,
-    context: &'static str,
+/// A change of a container's freezer: by us, and by the runtime.
+struct Freezer {
+    work: fn(&Cgroup) -> std::io::Result<()>,
     verb: &'static str,
-) -> Result<(), ShimError> {
-    match result {
-        Ok(result) => result.map_err(|source| ShimError::Io { verb, source }),
-        Err(result) => result.map_err(|failure| ShimError::Runtime { context, failure }),
-    }
+    word: &'static str,
+    context: &'static str,
+}
+
+const FREEZE: Freezer = Freezer {
+    work: Cgroup::freeze,
+    verb: "freeze the container",
+    word: "pause",
+    context: "OCI runtime pause failed",
+};
+const THAW: Freezer = Freezer {
+    work: Cgroup::thaw,
+    verb: "thaw the container",
+    word: "resume",
+    context: "OCI runtime resume failed",
+};
+
+fn not_unmounted(reason: String) -> ShimError {
+    ShimError::Rootfs { context: "failed rootfs umount", reason }
 }
 
 /// In a helper.

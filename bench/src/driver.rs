@@ -556,6 +556,15 @@ impl Client {
         self.exec_with(id, exec, arguments, |request| request.stdout = stdout.to_owned()).await
     }
 
+    /// An exec that says nothing, from Exec to Delete.
+    pub async fn exec_to_end(&mut self, id: &str, exec: &str, arguments: &[&str]) -> Result<()> {
+        self.exec(id, exec, arguments, "").await?;
+        self.process::<api::PidResponse>("Start", id, exec).await?;
+        self.process::<api::WaitResponse>("Wait", id, exec).await?;
+        self.process::<api::DeleteResponse>("Delete", id, exec).await?;
+        Ok(())
+    }
+
     /// Adds an exec; `change` may give it channels.
     pub async fn exec_with(
         &mut self,

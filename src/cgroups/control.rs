@@ -2,7 +2,7 @@
 //! for others' changes of cgroups: in a helper only.
 #![allow(clippy::disallowed_methods, reason = "in a helper, which has no loop")]
 
-use super::path::{Cgroup, MAX_DEPTH};
+use super::path::{Cgroup, MAX_DEPTH, is_named};
 use crate::bundle::{is_absent, read_bounded};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -10,7 +10,7 @@ use rustix::{
 };
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -38,12 +38,21 @@ impl Cgroup {
         frozen
     }
 
-    /// Kills all that is in it and below it, and what is born there meanwhile (Linux 5.14). An
-    /// error where the kernel has no such file: whoever lists and signals misses some.
+    /// Whether the kernel kills all that is in it at once (v2, Linux 5.14). Whoever lists and
+    /// signals misses some.
+    pub fn can_kill_all(&self) -> bool {
+        self.kill_file().is_some_and(|file| file.exists())
+    }
+
+    /// Kills all that is in it and below it, and what is born there meanwhile.
     pub fn kill_all(&self) -> io::Result<()> {
+        std::fs::write(self.kill_file().ok_or(io::ErrorKind::Unsupported)?, "1")
+    }
+
+    fn kill_file(&self) -> Option<PathBuf> {
         match self {
-            Self::V1(_) => Err(io::ErrorKind::Unsupported.into()),
-            Self::V2(directory) => std::fs::write(directory.join("cgroup.kill"), "1"),
+            Self::V1(_) => None,
+            Self::V2(directory) => Some(directory.join("cgroup.kill")),
         }
     }
 
@@ -51,7 +60,7 @@ impl Cgroup {
     /// made some. An error if one stays, or if none has that name.
     pub fn remove_tree(&self, name: &str) -> io::Result<()> {
         let mut named = self.directories();
-        named.retain(|path| path.file_name().is_some_and(|last| last == name));
+        named.retain(|path| is_named(path, name));
         if named.is_empty() && self.any_directory().is_some_and(Path::exists) {
             return Err(io::Error::other("it has another name"));
         }

@@ -12,7 +12,7 @@ mod v2;
 #[cfg(fuzzing)]
 pub use files::FUZZED;
 pub use oom::{Look, OomWatch};
-pub use path::{Cgroup, Joins, enter, join};
+pub use path::{Cgroup, Joins, enter, is_named, join};
 
 use crate::protocol::{Any, stats_v1, stats_v2};
 

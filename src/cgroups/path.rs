@@ -38,6 +38,11 @@ pub struct Joins {
     pub unified: Option<PathBuf>,
 }
 
+/// Whether a cgroup's directory is a container's by its name.
+pub fn is_named(directory: &Path, name: &str) -> bool {
+    directory.file_name().is_some_and(|last| last == name)
+}
+
 /// Whether the node has cgroup v2 only.
 fn is_unified() -> bool {
     rustix::fs::statfs(ROOT).is_ok_and(|fs| fs.f_type == CGROUP2_SUPER_MAGIC)
@@ -89,9 +94,8 @@ impl Cgroup {
     /// interprets, nor for a systemd scope, which systemd removes.
     pub fn at(path: &str, name: &str) -> Option<Self> {
         let is_plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
-        let is_named =
-            path.starts_with('/') && Path::new(path).file_name().is_some_and(|last| last == name);
-        if !is_named || path.contains('\0') || !Path::new(path).components().all(is_plain) {
+        let has_name = path.starts_with('/') && is_named(Path::new(path), name);
+        if !has_name || path.contains('\0') || !Path::new(path).components().all(is_plain) {
             return None;
         }
         if is_unified() {
@@ -112,9 +116,7 @@ impl Cgroup {
             Self::V1(paths) => paths.iter().map(|(_, path)| path.as_path()).collect(),
             Self::V2(path) => vec![path],
         };
-        let ours = directories
-            .into_iter()
-            .filter(|path| path.file_name().is_some_and(|last| last == name));
+        let ours = directories.into_iter().filter(|path| is_named(path, name));
         ours.filter(|path| std::fs::remove_dir(path).is_err_and(|e| !is_absent(&e))).count() == 0
     }
 

@@ -34,7 +34,7 @@ use std::{
 /// Time for calls that run a container's hooks or start its program: create, start, exec, delete.
 /// Hooks may pull volumes; the caller's own deadline, which ends the waiting only, is usually
 /// shorter.
-const LONG: Duration = Duration::from_secs(600);
+pub(super) const LONG: Duration = Duration::from_secs(600);
 /// Time for everything else.
 const SHORT: Duration = Duration::from_secs(60);
 /// Most runtimes that are remembered: more than any configuration has.

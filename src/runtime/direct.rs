@@ -10,8 +10,14 @@
 //!
 //! Whatever is not as expected is the runtime's business, in its words.
 
-use super::{Failure, Known};
-use crate::{bundle::Late, cancel::CancelToken, cgroups::Cgroup, id::Id, sys};
+use super::{Failure, Known, call::LONG};
+use crate::{
+    bundle::Late,
+    cancel::CancelToken,
+    cgroups::{Cgroup, is_named},
+    id::Id,
+    sys,
+};
 use rustix::{
     fs::{FileType, Mode, OFlags},
     io::Errno,
@@ -21,14 +27,11 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     rc::Rc,
-    time::Duration,
 };
 use tokio::io::Interest;
 
 /// What tells whoever starts the container that it waits.
 const FIFO: &str = "exec.fifo";
-/// How long the init may take to come to its fifo, with hooks in between.
-const START: Duration = Duration::from_secs(600);
 
 /// A container that is started and removed without its runtime, as far as that is possible.
 #[derive(Clone, Debug)]
@@ -66,9 +69,9 @@ impl Direct {
                 Known::Crun => say(&fifo).is_ok(),
             }
         };
-        match tokio::time::timeout(START, started).await {
+        match tokio::time::timeout(LONG, started).await {
             Ok(started) => Ok(started),
-            Err(_) => Err(Failure::DeadlineExceeded { seconds: START.as_secs() }),
+            Err(_) => Err(Failure::DeadlineExceeded { seconds: LONG.as_secs() }),
         }
     }
 
@@ -80,9 +83,8 @@ impl Direct {
     /// Whether what is done to its cgroup is what the runtime would do. Where the cgroup does not
     /// bear the container's name, others may be in it: us, for one.
     pub fn owns(&self, id: &Id, cgroup: &Cgroup) -> bool {
-        let is_named = |path: &Path| path.file_name().is_some_and(|last| last == id.as_str());
-        self.freezes
-            && cgroup.directory("freezer").is_some_and(|path| is_named(path) && path.exists())
+        let is_its = |path: &Path| is_named(path, id.as_str()) && path.exists();
+        self.freezes && cgroup.directory("freezer").is_some_and(is_its)
     }
 
     /// Removes what the runtime keeps of a container whose processes have ended. May block in the
@@ -164,7 +166,7 @@ fn say(fifo: &Path) -> Result<(), Errno> {
 #[allow(clippy::disallowed_methods, reason = "tests may have threads")]
 mod tests {
     use super::*;
-    use std::{fs::File, io::Write};
+    use std::{fs::File, io::Write, time::Duration};
 
     fn place(by: Known) -> (tempfile::TempDir, Direct) {
         let dir = tempfile::tempdir().unwrap();

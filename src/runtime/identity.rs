@@ -1,9 +1,9 @@
 //! Which program a runtime is, by its file: what calls itself runc may be a program around it that
 //! has work of its own to do when a container starts or goes.
 
+use crate::sys::program::Program;
 use rustix::fs::{Mode, OFlags};
 use std::{
-    ffi::OsString,
     fs::Metadata,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
@@ -36,13 +36,7 @@ pub fn find(runtime: &str) -> Option<(PathBuf, FileId)> {
         let stat = std::fs::metadata(&path).ok().filter(Metadata::is_file)?;
         Some((path, FileId::of(&stat)))
     };
-    if runtime.contains('/') {
-        return look(runtime.into());
-    }
-    let path: OsString = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .filter(|directory| directory.is_absolute())
-        .find_map(|directory| look(directory.join(runtime)))
+    Program::new(runtime).paths().into_iter().find_map(look)
 }
 
 /// The package of runc's `main`, as Go's linker notes it.

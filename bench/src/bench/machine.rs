@@ -2,7 +2,7 @@
 //! (proc_stat(5)). Idle otherwise, or the others' work is counted.
 
 use super::{Measure, Report, Subject, float, milliseconds};
-use crate::{Client, Driver, DriverError};
+use crate::{Driver, DriverError};
 use cleat::protocol::task as api;
 use std::{
     rc::Rc,
@@ -37,7 +37,7 @@ pub(super) async fn measure(subject: &Subject<'_>, report: &mut Report) -> Resul
             let (pod, mut client) = driver.running(&id, &["sleep", "1000"]).await?;
             let before = busy()?;
             for number in 0..EXECS {
-                exec(&mut client, &id, number).await?;
+                client.exec_to_end(&id, &format!("e{number}"), &["true"]).await?;
             }
             sample(EXEC, (busy()? - before) / float(EXECS as u64));
             driver.end(&mut client, &pod).await?;
@@ -68,15 +68,6 @@ fn busy() -> Result<f64, DriverError> {
         .map(|(_, n)| n)
         .sum();
     Ok(float(spent) * 10.0)
-}
-
-async fn exec(client: &mut Client, id: &str, number: usize) -> Result<(), DriverError> {
-    let exec = format!("e{number}");
-    client.exec(id, &exec, &["true"], "").await?;
-    client.process::<api::PidResponse>("Start", id, &exec).await?;
-    client.process::<api::WaitResponse>("Wait", id, &exec).await?;
-    client.process::<api::DeleteResponse>("Delete", id, &exec).await?;
-    Ok(())
 }
 
 /// From nothing until the program of the pod's first container has run: a sandbox, then it.
@@ -116,7 +107,7 @@ async fn probes(driver: &Rc<Driver>) -> Result<f64, DriverError> {
         let round = Instant::now();
         for (pod, client) in pods.iter_mut().take(PROBED) {
             number += 1;
-            exec(client, &pod.id, number).await?;
+            client.exec_to_end(&pod.id, &format!("e{number}"), &["true"]).await?;
         }
         tokio::time::sleep(Duration::from_secs(1).saturating_sub(round.elapsed())).await;
     }

@@ -73,10 +73,7 @@ async fn execs(id: &str, client: &mut Client, count: usize) -> Result<(), Driver
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     for _ in 0..count {
         let exec = format!("e{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        client.exec(id, &exec, &["true"], "").await?;
-        client.process::<api::PidResponse>("Start", id, &exec).await?;
-        client.process::<api::WaitResponse>("Wait", id, &exec).await?;
-        client.process::<api::DeleteResponse>("Delete", id, &exec).await?;
+        client.exec_to_end(id, &exec, &["true"]).await?;
     }
     Ok(())
 }

@@ -91,10 +91,7 @@ async fn execs(
     let mut done = 0;
     while begun.elapsed() < LAP {
         let exec = format!("w{worker}-{done}");
-        client.exec(&id, &exec, &["true"], "").await?;
-        client.process::<api::PidResponse>("Start", &id, &exec).await?;
-        client.process::<api::WaitResponse>("Wait", &id, &exec).await?;
-        client.process::<api::DeleteResponse>("Delete", &id, &exec).await?;
+        client.exec_to_end(&id, &exec, &["true"]).await?;
         done += 1;
     }
     Ok(done)
